@@ -1,0 +1,212 @@
+"""Run an experiment again: python docs/experiments.py classic
+
+Trains every variant with every seed, two runs side by side with one thread each, then draws the
+figures. A run that is in docs/results/NAME.csv already is not repeated: stop it and start it again
+as you like, and delete rows to have them measured anew. What it writes:
+
+    docs/results/NAME.csv         a row per run: its score, evaluation, explained variance, speed
+    docs/results/NAME-curves.csv  a row per run and hundredth of it: mean return of its episodes
+    docs/figures/NAME-*.svg       every seed thin, their mean thick, its 95% bootstrap interval
+"""
+
+import argparse
+import csv
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+import matplotlib
+import numpy as np
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+matplotlib.use("svg")
+from matplotlib import pyplot as plt
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS, FIGURES = ROOT / "docs" / "results", ROOT / "docs" / "figures"
+BINS = 100
+ROW = ["variant", "seed", "score", "sampled", "greedy", "explained_variance", "steps_per_second"]
+CURVE = ["variant", "seed", "step", "return"]
+COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00"]  # Okabe and Ito's, for all eyes
+
+
+@dataclass
+class Experiment:
+    variants: dict[str, str]  # name -> command line, without the seed
+    seeds: range
+    figures: dict[str, tuple[list[str], float | None]]  # name -> variants in it, published score
+
+
+EXPERIMENTS = {
+    # CartPole and Acrobot with the defaults, and with time limits treated as deaths.
+    "classic": Experiment(
+        variants={
+            "CartPole-v1": "ppo.py --env-id CartPole-v1",
+            "CartPole-v1 no bootstrap": "ppo.py --env-id CartPole-v1 --no-bootstrap-truncation",
+            "Acrobot-v1": "ppo.py --env-id Acrobot-v1",
+            "Acrobot-v1 no bootstrap": "ppo.py --env-id Acrobot-v1 --no-bootstrap-truncation",
+        },
+        seeds=range(1, 11),
+        figures={
+            "CartPole-v1": (["CartPole-v1", "CartPole-v1 no bootstrap"], 490.04),
+            "Acrobot-v1": (["Acrobot-v1", "Acrobot-v1 no bootstrap"], -86.36),
+        },
+    ),
+}
+
+
+def run(command: str, seed: int) -> tuple[dict, list[dict]]:
+    """Train once, in a folder of its own: a row of results and the rows of its curve."""
+    with tempfile.TemporaryDirectory() as folder:
+        script, *flags = command.split()
+        done = subprocess.run(
+            [sys.executable, ROOT / script, *flags, "--seed", str(seed)],
+            cwd=folder,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise RuntimeError(f"{command} --seed {seed} failed:\n{done.stderr}")
+        path = Path(folder, re.search(r"into (runs/\S+)", done.stdout)[1])
+        checkpoint = torch.load(path / "checkpoint.pt", weights_only=True)
+        events = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
+    games = {m: float(v) for m, v in re.findall(r"(\w+): return (\S+) \+-", done.stdout)}
+    explained = [e.value for e in events.Scalars("losses/explained_variance")]
+    row = {
+        "score": np.mean(checkpoint["returns"]),
+        **games,
+        "explained_variance": np.mean(explained[-len(explained) // 10 :]),
+        "steps_per_second": events.Scalars("charts/SPS")[-1].value,
+    }
+    total = checkpoint["args"]["total_timesteps"]
+    bins = defaultdict(list)
+    for event in events.Scalars("charts/episodic_return"):
+        bins[-(-event.step * BINS // total)].append(event.value)
+    curve = [{"step": b * total // BINS, "return": np.mean(bins[b])} for b in sorted(bins)]
+    return row, curve
+
+
+def rows_of(path: Path) -> list[dict]:
+    if not path.exists():
+        return []
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def append(path: Path, header: list[str], rows: list[dict]) -> None:
+    fresh = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, header, lineterminator="\n")
+        if fresh:
+            writer.writeheader()
+        for row in rows:
+            writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
+
+
+def measure(name: str, jobs: int) -> None:
+    """Run what is missing, `jobs` at a time; each result is kept as soon as it is there."""
+    table, curves = RESULTS / f"{name}.csv", RESULTS / f"{name}-curves.csv"
+    experiment, lock = EXPERIMENTS[name], Lock()
+    have = {(row["variant"], int(row["seed"])) for row in rows_of(table)}
+    todo = [
+        (variant, seed)
+        for seed in experiment.seeds
+        for variant in experiment.variants
+        if (variant, seed) not in have
+    ]
+
+    def one(job: tuple[str, int]) -> None:
+        variant, seed = job
+        row, curve = run(experiment.variants[variant], seed)
+        with lock:
+            key = {"variant": variant, "seed": seed}
+            append(curves, CURVE, [key | point for point in curve])
+            append(table, ROW, [key | row])
+            have.add(job)
+            total = len(experiment.variants) * len(experiment.seeds)
+            print(f"{len(have)} of {total}: {variant}, seed {seed}: {row['score']:.2f}", flush=True)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(one, todo))
+
+
+def interval(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """95% bootstrap interval of the mean over the first axis (seeds), 2,000 resamples."""
+    rng = np.random.default_rng(0)
+    picks = rng.integers(len(samples), size=(2000, len(samples)))
+    low, high = np.percentile(samples[picks].mean(1), [2.5, 97.5], axis=0)
+    return low, high
+
+
+def summary(name: str) -> str:
+    """The scores of an experiment as a Markdown table."""
+    scores = defaultdict(dict)
+    for row in rows_of(RESULTS / f"{name}.csv"):
+        scores[row["variant"]][int(row["seed"])] = row
+    lines = [
+        "| variant | mean | std over seeds | 95% interval | every seed | explained variance |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for variant, runs in scores.items():
+        values = np.array([float(runs[seed]["score"]) for seed in sorted(runs)])
+        explained = np.mean([float(run["explained_variance"]) for run in runs.values()])
+        low, high = interval(values)
+        each = ", ".join(f"{value:.1f}" for value in values)
+        lines.append(
+            f"| {variant} | {values.mean():.2f} | {values.std():.2f} | {low:.1f} to {high:.1f} "
+            f"| {each} | {explained:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def draw(name: str) -> None:
+    """The figures of an experiment, readable on white and on black."""
+    plt.rcParams |= {"svg.hashsalt": "ppo", "font.size": 11, "text.color": "#808080"}
+    plt.rcParams |= {key: "#808080" for key in ("axes.labelcolor", "xtick.color", "ytick.color")}
+    curves = defaultdict(lambda: defaultdict(dict))
+    for row in rows_of(RESULTS / f"{name}-curves.csv"):
+        curves[row["variant"]][int(row["seed"])][int(row["step"])] = float(row["return"])
+    for figure, (variants, published) in EXPERIMENTS[name].figures.items():
+        fig, axes = plt.subplots(figsize=(7, 3.6))
+        for variant, color in zip(variants, COLORS, strict=False):
+            steps = np.array(sorted({step for run in curves[variant].values() for step in run}))
+            lines = np.array(
+                [
+                    np.interp(steps, *zip(*sorted(r.items()), strict=True))
+                    for r in curves[variant].values()
+                ]
+            )
+            low, high = interval(lines)
+            axes.plot(steps, lines.T, color=color, alpha=0.25, linewidth=0.6)
+            axes.fill_between(steps, low, high, color=color, alpha=0.25, linewidth=0)
+            axes.plot(steps, lines.mean(0), color=color, linewidth=2, label=variant)
+        if published is not None:
+            label = f"CleanRL, published: {published}"
+            axes.axhline(published, color="#808080", linestyle="--", linewidth=1, label=label)
+        axes.set(xlabel="environment steps", ylabel="return of an episode")
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:.0f}k")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color("#808080")
+        axes.legend(frameon=False, labelcolor="#808080")
+        fig.tight_layout()
+        fig.savefig(FIGURES / f"{name}-{figure}.svg", transparent=True, metadata={"Date": None})
+        plt.close(fig)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=EXPERIMENTS)
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
+    arguments = parser.parse_args()
+    measure(arguments.name, arguments.jobs)
+    draw(arguments.name)
+    print(summary(arguments.name))

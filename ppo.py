@@ -1,0 +1,624 @@
+"""Proximal Policy Optimization (PPO) in one file: vector observations, discrete actions.
+
+    python ppo.py                                 CartPole-v1, 500,000 steps, under a minute
+    python ppo.py --env-id Acrobot-v1 --seed 2    any Gymnasium environment that fits
+    python ppo.py --help                          all settings
+    tensorboard --logdir runs                     the curves, live
+
+THE LESSON is all of PPO, to be read from top to bottom. THE RUN (checks, log, checkpoint,
+evaluation, command line) stands after it; the lesson can be understood without it.
+
+`# [core-07] Title` marks an implementation detail: the lines below it up to the next blank line, or
+all of the function or class below it. docs/ppo.md explains every detail and shows what breaks
+without it. "Source" is a file of openai/baselines at commit ea25b9e, the official PPO ("ppo2").
+
+Shapes: T num_steps, N num_envs, B = T * N rows of a batch, M rows of a minibatch, D numbers in an
+observation, A actions. Row t of every array of the rollout belongs to step t.
+"""
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "gymnasium[box2d,classic-control]==1.4.0",
+#     "moviepy==2.2.1",
+#     "numpy==2.4.6",
+#     "tensorboard==2.21.0",
+#     "torch==2.13.0",
+#     "tqdm==4.70.1",
+#     "tyro==1.0.17",
+# ]
+# ///
+
+import json
+import os
+import re
+import sys
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from signal import SIGINT, SIGTERM, signal
+
+import gymnasium as gym
+import numpy as np
+import torch
+import tyro
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+SCRIPT = "ppo"
+ACTION_SPACES = (gym.spaces.Discrete,)
+
+# =================================== THE LESSON: all of PPO ===================================
+
+
+@dataclass
+class Args:
+    """PPO for vector observations and discrete actions. Defaults are those of CleanRL's ppo.py."""
+
+    env_id: str = "CartPole-v1"  # Gymnasium id; module:Name-v0 imports your module first
+    seed: int = 1  # same seed, machine and versions on a CPU: same weights, bit for bit
+    total_timesteps: int = 500_000  # steps of all envs together, cut to whole rollouts
+    num_envs: int = 4  # N, environments stepped side by side
+    num_steps: int = 128  # T, steps in each environment between two updates
+    observe: tuple[int, ...] = ()  # keep only these entries of the flat observation; none: all
+    cuda: bool = False  # use a GPU if there is one; networks this small are faster on a CPU
+
+    learning_rate: float = 2.5e-4  # Adam's step size in the first update
+    anneal_lr: bool = True  # lower it linearly over the run
+    gamma: float = 0.99  # discount per step
+    gae_lambda: float = 0.95  # GAE: 0 trusts the value function (bias), 1 the rewards (variance)
+    bootstrap_truncation: bool = True  # a state cut off by a time limit keeps its value
+    num_minibatches: int = 4  # equal parts of a batch, one gradient step each
+    update_epochs: int = 4  # passes over a batch
+    norm_adv: bool = True  # normalize advantages in each minibatch
+    clip_coef: float = 0.2  # epsilon: how far the ratio moves before its gradient is cut
+    anneal_clip: bool = False  # lower it linearly over the run
+    clip_vloss: bool = True  # clip the value loss too, by the same epsilon
+    ent_coef: float = 0.01  # weight of the entropy bonus
+    vf_coef: float = 0.5  # weight of the value loss
+    max_grad_norm: float = 0.5  # longest gradient, over all parameters together
+    target_kl: float | None = None  # end an update after the epoch in which the KL passed this
+
+    eval_episodes: int = 10  # games played after training, sampled and again greedy; 0: none
+    capture_video: bool = False  # film the first game of each evaluation, into the run folder
+    checkpoint_every: float = 60.0  # seconds
+    resume: str | None = None  # run folder to go on with, with its settings
+    evaluate: str | None = None  # run folder whose agent is to play, without training
+
+    @property
+    def batch_size(self) -> int:
+        return self.num_envs * self.num_steps
+
+    @property
+    def minibatch_size(self) -> int:
+        return self.batch_size // self.num_minibatches
+
+    @property
+    def num_iterations(self) -> int:
+        return self.total_timesteps // self.batch_size
+
+
+# ---------------------------------------- Environment ----------------------------------------
+
+
+def make_env(args: Args, video: Path | None = None) -> gym.Env:
+    """One environment: observation (D,), actions counted from 0; `video` films its first game."""
+    env = gym.make(args.env_id, render_mode="rgb_array" if video else None)
+    if video:
+        env = gym.wrappers.RecordVideo(env, video, lambda game: game == 0, disable_logger=True)
+    env = gym.wrappers.FlattenObservation(env)  # Dict and n-d Box to (D,), Discrete to one-hot
+    if args.observe:
+        keep, full = list(args.observe), env.observation_space
+        part = gym.spaces.Box(full.low[keep], full.high[keep], dtype=full.dtype)
+        env = gym.wrappers.TransformObservation(env, lambda obs: obs[keep], part)
+    start = getattr(env.action_space, "start", 0)  # Discrete(n, start=s) counts from s
+    if np.any(start):
+        from_0 = gym.spaces.Discrete(env.action_space.n)
+        env = gym.wrappers.TransformAction(env, lambda action: action + start, from_0)
+    return env
+
+
+def make_envs(args: Args, num_envs: int, video: Path | None = None) -> gym.vector.VectorEnv:
+    """Envs stepped together: observations (num_envs, D), actions and rewards (num_envs,)."""
+    makers = [partial(make_env, args, None if i else video) for i in range(num_envs)]
+    # [extra-02 1/2] Explicit reset (no autoreset)
+    # Gymnasium's default spends a step on each reset: it ignores the action, and from its row
+    # nothing can be learned. Without autoreset, step always returns the true successor.
+    mode = gym.vector.AutoresetMode.DISABLED
+    return gym.vector.SyncVectorEnv(makers, copy=False, autoreset_mode=mode)  # we copy, into rows
+
+
+# [extra-04] Env seeds that no two runs, ranks or phases share
+# With seed, seed + 1, ... the runs 1 and 2 share all envs but one: their scores aren't independent.
+# Phases: 0 training envs, 1 evaluation envs, 2 torch in training, 3 torch in evaluation.
+def spawn_seeds(seed: int, rank: int, iteration: int, phase: int, n: int) -> list[int]:
+    """n seeds for process `rank`, from the end of `iteration` on (0 unless a run is resumed)."""
+    sequence = np.random.SeedSequence([seed, rank, iteration, phase])
+    return [int(s) for s in sequence.generate_state(n, np.uint64)]
+
+
+# ------------------------------------------ Network ------------------------------------------
+
+
+# [core-02] Orthogonal initialization, zero biases
+# Gain sqrt(2) in hidden layers; 0.01 for the policy head, so that all actions start out about
+# equally likely; 1 for the value head. Source: a2c/utils.py#L20-L35, common/policies.py#L49-L63.
+def layer_init(layer: nn.Linear, gain: float = 2**0.5) -> nn.Linear:
+    """The layer with an orthogonal weight, times `gain`, and no bias."""
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def mlp(inputs: int, outputs: int, gain: float) -> nn.Sequential:
+    """Two hidden layers of 64 tanh units and a linear head: (..., inputs) -> (..., outputs)."""
+    return nn.Sequential(
+        layer_init(nn.Linear(inputs, 64)),
+        nn.Tanh(),
+        layer_init(nn.Linear(64, 64)),
+        nn.Tanh(),
+        layer_init(nn.Linear(64, outputs), gain),
+    )
+
+
+class Categorical:
+    """Distribution over A actions from logits (..., A); actions and log-probabilities are (...).
+
+    The numbers of torch.distributions.Categorical, in a third of its time for a handful of rows.
+    """
+
+    def __init__(self, logits: torch.Tensor):
+        self.logp = logits.log_softmax(-1)
+
+    @property
+    def mode(self) -> torch.Tensor:
+        return self.logp.argmax(-1)
+
+    def sample(self) -> torch.Tensor:
+        # The exponential race: with E_i ~ Exp(1), argmax_i p_i / E_i is i with probability p_i.
+        return (self.logp.exp() / torch.empty_like(self.logp).exponential_()).argmax(-1)
+
+    def log_prob(self, actions: torch.Tensor) -> torch.Tensor:
+        return self.logp.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+
+    def entropy(self) -> torch.Tensor:
+        return -(self.logp.exp() * self.logp).sum(-1)
+
+
+class Agent(nn.Module):
+    """The policy (actor) and the value function (critic)."""
+
+    def __init__(self, obs_space: gym.spaces.Box, action_space: gym.spaces.Discrete):
+        super().__init__()
+        self.actor = mlp(obs_space.shape[0], int(action_space.n), gain=0.01)
+
+        # [core-13] Separate networks for policy and value function
+        # In a shared trunk the two losses pull the same weights two ways; a second network of this
+        # size is cheap. Source: common/policies.py#L154-L166 (value_network="copy").
+        self.critic = mlp(obs_space.shape[0], 1, gain=1.0)
+
+    def policy(self, obs: torch.Tensor) -> Categorical:
+        """The distribution over actions in each observation (..., D)."""
+        return Categorical(self.actor(obs))
+
+    def value(self, obs: torch.Tensor) -> torch.Tensor:
+        """The expected discounted return from each observation (..., D) on: (...)."""
+        # Squeezed here, once: (B, 1) - (B,) would broadcast to a (B, B) loss without an error.
+        return self.critic(obs).squeeze(-1)
+
+
+# ---------------------------------- Advantages and losses ------------------------------------
+
+
+# [core-05] Generalized Advantage Estimation
+# delta looks one step ahead; gae adds the rest of the episode, fading by gamma * lambda a step.
+# Source: ppo2/runner.py#L52-L65; Schulman et al. 2016, equation 16.
+def compute_gae(rewards, values, next_values, dones, gamma: float, gae_lambda: float) -> np.ndarray:
+    """Advantages (T, N) of T steps in N envs, from arrays (T, N).
+
+    `next_values`: of the states the steps led to, 0 where nothing follows. `dones`: the last step
+    of each episode, however it ended; no later reward counts for it.
+    """
+    deltas = rewards + gamma * next_values - values
+    advantages, gae = np.zeros_like(deltas), 0.0
+    for t in reversed(range(len(deltas))):  # NumPy: small operations are ten times slower in torch
+        advantages[t] = gae = deltas[t] + gamma * gae_lambda * ~dones[t] * gae
+    return advantages
+
+
+# [core-08] Clipped surrogate objective
+# Moving a ratio beyond 1 +- epsilon earns nothing, so there the gradient is 0; a ratio that moved
+# the wrong way is still pulled back. Source: ppo2/model.py#L77-L86.
+def policy_loss(advantages, ratio, clip_coef: float) -> torch.Tensor:
+    """Mean of max(-A * ratio, -A * clip(ratio, 1 - epsilon, 1 + epsilon)) over rows (M,)."""
+    clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)
+    return torch.max(-advantages * ratio, -advantages * clipped).mean()
+
+
+# [core-09] Value function loss clipping
+# The larger of two errors: the new value's, and that of one kept within epsilon of the old value.
+# Contested: two studies saw no gain; epsilon is in units of reward. Source: ppo2/model.py#L68-L75.
+def value_loss(new_values, old_values, returns, clip_coef: float | None) -> torch.Tensor:
+    """Half the mean squared error over rows (M,); `clip_coef` None does not clip."""
+    error = (new_values - returns) ** 2
+    if clip_coef is not None:
+        clipped = old_values + (new_values - old_values).clamp(-clip_coef, clip_coef)
+        error = torch.max(error, (clipped - returns) ** 2)
+    return 0.5 * error.mean()
+
+
+def approx_kl(log_ratio: torch.Tensor) -> list[torch.Tensor]:
+    """Estimates k1, k2, k3 of KL(old, new) from log(new / old) of sampled actions (Schulman 2020).
+
+    k1 is unbiased but can be negative; k2 is what the official code logs; k3 is unbiased and >= 0.
+    """
+    return [-log_ratio.mean(), (log_ratio**2).mean() / 2, (log_ratio.exp() - 1 - log_ratio).mean()]
+
+
+# ------------------------------------------ Training ------------------------------------------
+
+
+def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
+    """Train an agent, or go on with a checkpoint's; log and save into `folder`."""
+    # --- 0. Setup
+    device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(1)  # networks this small gain nothing from a second core
+    first = checkpoint["iteration"] if checkpoint else 0
+    torch.manual_seed(spawn_seeds(args.seed, 0, first, 2, 1)[0])
+    envs = make_envs(args, args.num_envs)
+    agent = Agent(envs.single_observation_space, envs.single_action_space).to(device)
+    parameters = list(agent.parameters())
+
+    # [core-03] Adam's epsilon
+    # 1e-5, where torch has 1e-8: tiny gradients make smaller steps. Source: ppo2/model.py#L100.
+    # DEVIATION: TensorFlow adds it before bias correction, so its first hundred steps are smaller.
+    optimizer = torch.optim.Adam(parameters, lr=args.learning_rate, eps=1e-5, fused=True)
+
+    run = Run(args, folder, agent, optimizer, checkpoint)
+
+    # Row t: the agent saw obs and took actions; that earned rewards and led to next_obs, which is
+    # the true successor even where an episode ended.
+    shape, space = (args.num_steps, args.num_envs), envs.single_action_space  # (T, N)
+    obs = np.zeros(shape + envs.single_observation_space.shape, np.float32)
+    next_obs = np.zeros_like(obs)
+    actions = np.zeros(shape + space.shape, space.dtype)
+    logprobs, rewards = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    terminated, truncated = np.zeros(shape, bool), np.zeros(shape, bool)
+    episode_return, episode_length = np.zeros(args.num_envs), np.zeros(args.num_envs, int)
+
+    # [core-01] Vectorized architecture
+    # Envs are reset here, once: a rollout goes on where the last one stopped, in mid-episode, so T
+    # can be far shorter than an episode. Source: common/runners.py#L8-L14, ppo2/runner.py#L26-L42.
+    current_obs, _ = envs.reset(seed=spawn_seeds(args.seed, 0, first, 0, args.num_envs))
+
+    for iteration in range(first + 1, args.num_iterations + 1):
+        # --- 1. Annealing
+        # [core-04] Adam learning rate annealing
+        # Iterations count from 1: the last has lr / num_iterations left. Source: ppo2/ppo2.py#L133.
+        remaining = 1 - (iteration - 1) / args.num_iterations
+        if args.anneal_lr:
+            optimizer.param_groups[0]["lr"] = remaining * args.learning_rate
+
+        # [aux-01] Clip range annealing
+        # Off by default, as in the official code. Source: ppo2/ppo2.py#L136-L137.
+        clip_coef = remaining * args.clip_coef if args.anneal_clip else args.clip_coef
+
+        # --- 2. Rollout: T steps in N envs
+        with torch.inference_mode():
+            for t in range(args.num_steps):
+                obs[t] = current_obs
+                dist = agent.policy(torch.as_tensor(obs[t], device=device))
+                action = dist.sample()
+                actions[t], logprobs[t] = action.cpu().numpy(), dist.log_prob(action).cpu().numpy()
+
+                next_obs[t], reward, terminated[t], truncated[t], _ = envs.step(actions[t])
+                rewards[t] = reward
+                episode_return += reward
+                episode_length += 1
+
+                # [extra-02 2/2] Explicit reset (no autoreset)
+                # A finished env begins anew only here, its last state safe in next_obs[t].
+                current_obs, done = next_obs[t], terminated[t] | truncated[t]
+                if done.any():
+                    step = (iteration - 1) * args.batch_size + (t + 1) * args.num_envs
+                    run.log_episodes(step, episode_return[done], episode_length[done])
+                    episode_return[done], episode_length[done] = 0, 0
+                    current_obs, _ = envs.reset(options={"reset_mask": done})
+
+        # --- 3. Values and advantages
+        with torch.no_grad():  # all rows at once: less than half the time of a value at each step
+            values = agent.value(torch.as_tensor(obs, device=device)).cpu().numpy()
+            next_values = agent.value(torch.as_tensor(next_obs, device=device)).cpu().numpy()
+        dones = terminated | truncated
+
+        # [extra-01] Bootstrap at time limits
+        # A time limit is no death: the state it cut off keeps its value, or good states near the
+        # limit would look bad. DEVIATION: the official code takes 0 (--no-bootstrap-truncation).
+        next_values = next_values * ~(terminated if args.bootstrap_truncation else dones)
+
+        advantages = compute_gae(rewards, values, next_values, dones, args.gamma, args.gae_lambda)
+        returns = advantages + values  # the value function's targets
+
+        # --- 4. Update
+        rollout = (obs, actions, logprobs, advantages, returns, values)
+        batch = [torch.as_tensor(x, device=device).flatten(0, 1) for x in rollout]  # each (B, ...)
+        log_ratios, losses = [], []
+        for _ in range(args.update_epochs):
+            # [core-06] Mini-batch updates
+            # Shuffled anew each epoch, every row in one minibatch. Source: ppo2/ppo2.py#L157-L166.
+            rows = torch.randperm(args.batch_size, device=device)
+            for minibatch in zip(*(x[rows].split(args.minibatch_size) for x in batch)):
+                mb_obs, mb_actions, mb_logprobs, mb_advantages, mb_returns, mb_values = minibatch
+                dist, new_values = agent.policy(mb_obs), agent.value(mb_obs)
+                log_ratio = dist.log_prob(mb_actions) - mb_logprobs  # log(new / old), (M,)
+
+                # [core-07] Advantage normalization, per minibatch
+                # Makes steps independent of the rewards' scale. Source: ppo2/model.py#L136-L139.
+                # DEVIATION: torch's std divides by M - 1, not by M (0.4% apart at M = 128).
+                if args.norm_adv:
+                    mb_advantages = mb_advantages - mb_advantages.mean()
+                    mb_advantages = mb_advantages / (mb_advantages.std() + 1e-8)
+
+                pg_loss = policy_loss(mb_advantages, log_ratio.exp(), clip_coef)
+                value_clip = clip_coef if args.clip_vloss else None
+                v_loss = value_loss(new_values, mb_values, mb_returns, value_clip)
+                entropy = dist.entropy().mean()
+
+                # [core-10] Overall loss and entropy bonus
+                # One loss for both networks; the bonus keeps the policy from settling on one action
+                # before it has tried the others. Source: ppo2/model.py#L91.
+                loss = pg_loss - args.ent_coef * entropy + args.vf_coef * v_loss
+
+                optimizer.zero_grad()
+                loss.backward()
+
+                # [core-11] Global gradient clipping
+                # One norm over all parameters: too long a gradient is shortened, not turned.
+                # Source: ppo2/model.py#L102-L108.
+                grad_norm = nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
+
+                optimizer.step()
+                log_ratios.append(log_ratio.detach())  # no .item() here: a GPU would wait for it
+                losses.append(torch.stack([pg_loss, v_loss, entropy, grad_norm]).detach())
+
+            # [aux-03] Early stopping on KL
+            # After each epoch, by its last minibatch; off by default. The rule is CleanRL's, the
+            # idea Spinning Up's; the official ppo2 has none.
+            if args.target_kl is not None and approx_kl(log_ratios[-1])[2] > args.target_kl:
+                break
+
+        # --- 5. Log, check, save
+        # [core-12] Debug variables
+        # Means over all minibatches of all epochs: the last one alone is noise. Explained variance:
+        # 1 is perfect, 0 no better than a constant. Source: ppo2/ppo2.py#L183-L210.
+        pg_loss, v_loss, entropy, grad_norm = torch.stack(losses).mean(0).tolist()
+        log_ratios = torch.stack(log_ratios)  # (gradient steps, M)
+        kl_k1, kl_k2, kl_k3 = (kl.item() for kl in approx_kl(log_ratios))
+        ratio_errors = (log_ratios.exp() - 1).abs()
+        metrics = {
+            "losses/policy_loss": pg_loss,
+            "losses/value_loss": v_loss,
+            "losses/entropy": entropy,
+            "losses/old_approx_kl": kl_k1,
+            "losses/approx_kl_k2": kl_k2,
+            "losses/approx_kl": kl_k3,
+            "losses/clipfrac": (ratio_errors > clip_coef).float().mean().item(),
+            "losses/explained_variance": 1 - (returns - values).var() / max(returns.var(), 1e-8),
+            "losses/grad_norm": grad_norm,
+            "charts/learning_rate": optimizer.param_groups[0]["lr"],
+            "debug/gradient_steps": len(losses),
+            "debug/first_ratio_error": ratio_errors[0].max().item(),
+        }
+
+        # [extra-05] Self-check that the first minibatch's ratio is 1
+        # Nothing is learned yet: acting and learning must agree on the probability of each action.
+        if metrics["debug/first_ratio_error"] > 1e-3:
+            run.abort("the first ratio is not 1: look for rows that change, dropout or batch norm")
+
+        run.end_iteration(iteration, metrics, {"observations": next_obs, "rewards": rewards})
+
+    envs.close()
+    return agent
+
+
+# =================== THE RUN: checks, log, checkpoint, evaluation, command line ===================
+
+FREE = {"resume", "evaluate", "eval_episodes", "capture_video", "checkpoint_every"}  # on a resume
+LIMITS = {  # smallest and largest value; NaN lies in no range
+    (0, 2**32 - 1): ["seed"],
+    (1, 2**40): ["total_timesteps", "num_envs", "num_steps", "num_minibatches", "update_epochs"],
+    (0, 1): ["gamma", "gae_lambda"],
+    (1e-12, 1e12): ["learning_rate", "clip_coef", "max_grad_norm", "target_kl"],
+    (0, 1e12): ["ent_coef", "vf_coef", "eval_episodes", "checkpoint_every"],
+}
+
+
+def fail(message: str, code: int = 2) -> None:
+    """End the program with one sentence: what is wrong, and what to do."""
+    print("error:", " ".join(message.split()), file=sys.stderr)
+    raise SystemExit(code)
+
+
+def check(args: Args) -> None:
+    """Refuse settings that can't work, before a file is written."""
+    for (low, high), names in LIMITS.items():
+        for name in names:
+            value, flag = getattr(args, name), name.replace("_", "-")
+            if value is not None and not low <= value <= high:
+                fail(f"--{flag} {value} is out of range: give a number from {low} to {high}")
+    if args.batch_size % args.num_minibatches or args.minibatch_size < 2:
+        fail(f"--num-minibatches must cut {args.batch_size} rows (envs x steps) into parts of 2+")
+    if args.num_iterations < 1:
+        fail(f"--total-timesteps must be at least one rollout (envs x steps): {args.batch_size}")
+    try:
+        env = gym.make(args.env_id)
+        flat = gym.wrappers.FlattenObservation(env).observation_space
+    except (gym.error.Error, ImportError, NotImplementedError, ValueError) as error:
+        fail(f"--env-id {args.env_id} can't be made, check its name and what it needs: {error}")
+    if not isinstance(env.action_space, ACTION_SPACES):
+        fits = "ppo.py Discrete, ppo_continuous.py Box, ppo_multidiscrete.py MultiDiscrete"
+        fail(f"{SCRIPT}.py can't act in {env.action_space}: use the script that fits ({fits})")
+    if not isinstance(flat, gym.spaces.Box) or len(env.observation_space.shape or ()) == 3:
+        fail(f"{args.env_id} shows no vector: wrap it, or use ppo_atari.py if it is an Atari game")
+    if not all(0 <= entry < flat.shape[0] for entry in args.observe):
+        fail(f"--observe takes entries of the flat observation, 0 to {flat.shape[0] - 1}")
+    if args.capture_video and "rgb_array" not in env.metadata.get("render_modes", ()):
+        fail(f"{args.env_id} draws no pictures: leave out --capture-video")
+    env.close()
+
+
+def load(folder: Path) -> dict:
+    """The checkpoint of a run: tensors and plain types only."""
+    path = folder / "checkpoint.pt"
+    if not path.is_file():
+        fail(f"{path} does not exist: give the folder of a run, such as one in runs/")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        script = checkpoint["script"]
+    except Exception as error:  # a damaged file makes torch raise any of a dozen kinds
+        fail(f"{path} is damaged, use another run: {error!r:.200}")
+    if script != SCRIPT:
+        fail(f"{path} is from {script}.py: use that script")
+    return checkpoint
+
+
+class Run:
+    """What a run shows and leaves behind: progress, log, checkpoint."""
+
+    def __init__(self, args: Args, folder: Path, agent, optimizer, checkpoint: dict | None):
+        self.args, self.folder, self.agent, self.optimizer = args, folder, agent, optimizer
+        settings = vars(args) | {"resume": None, "evaluate": None}
+        self.state = {"script": SCRIPT, "args": settings, "iteration": 0, "returns": []}
+        if checkpoint:
+            agent.load_state_dict(checkpoint["agent"])
+            optimizer.load_state_dict(checkpoint["optimizer"])
+            self.state |= {key: checkpoint[key] for key in ("iteration", "returns")}
+        self.first_step = self.state["iteration"] * args.batch_size
+        self.started, self.stopping = time.time(), False
+        folder.mkdir(parents=True, exist_ok=checkpoint is not None)
+        (folder / "args.json").write_text(json.dumps(settings, indent=2))
+        # Steps logged after the checkpoint are run again: TensorBoard drops their first version.
+        self.writer = SummaryWriter(folder, purge_step=self.first_step + 1)
+        self.save()
+        signal(SIGINT, self.on_signal)
+        signal(SIGTERM, self.on_signal)
+        n, epochs, size = args.num_minibatches, args.update_epochs, args.batch_size
+        print(f"{args.env_id}: {args.num_envs} envs x {args.num_steps} steps = {size} rows,")
+        print(f"{n} minibatches x {epochs} epochs = {n * epochs} gradient steps on each;")
+        size, device = sum(p.numel() for p in agent.parameters()), next(agent.parameters()).device
+        print(f"{args.num_iterations} batches, {size:,} parameters on {device}, into {folder}")
+        if checkpoint:
+            print(f"on from step {self.first_step:,}; episodes that were in flight are lost")
+        plain = "{n_fmt} of {total_fmt} steps, {elapsed}, {rate_fmt}{postfix}\n"  # no bar in a file
+        style = {} if sys.stderr.isatty() else {"bar_format": plain, "mininterval": 5}
+        total = args.num_iterations * args.batch_size
+        self.bar = tqdm(total=total, initial=self.first_step, unit=" steps", **style)
+
+    def on_signal(self, number, frame) -> None:
+        """Let the iteration finish; the second time, end at once."""
+        if self.stopping:
+            raise SystemExit(130)
+        self.stopping = True
+
+    def log_episodes(self, step: int, returns: np.ndarray, lengths: np.ndarray) -> None:
+        self.state["returns"] = (self.state["returns"] + returns.tolist())[-100:]
+        for episode_return, episode_length in zip(returns, lengths):
+            self.writer.add_scalar("charts/episodic_return", episode_return, step)
+            self.writer.add_scalar("charts/episodic_length", episode_length, step)
+
+    def end_iteration(self, iteration: int, metrics: dict, arrays: dict) -> None:
+        """Stop at NaN; log and show; save when it is time; end the program if a signal came."""
+        for name, value in (arrays | metrics).items():
+            if not np.isfinite(value).all():
+                self.abort(f"{name} not finite in iteration {iteration}: lower --learning-rate")
+        self.state["iteration"], step = iteration, iteration * self.args.batch_size
+        metrics["charts/SPS"] = (step - self.first_step) / (time.time() - self.started)
+        for tag, value in metrics.items():
+            self.writer.add_scalar(tag, value, step)
+        score = np.mean(self.state["returns"] or np.nan)
+        self.bar.set_postfix_str(f"return {score:.1f}, KL {metrics['losses/approx_kl']:.1e}", False)
+        self.bar.update(self.args.batch_size)
+        last = iteration == self.args.num_iterations
+        if last or self.stopping or time.time() - self.saved > self.args.checkpoint_every:
+            self.save()
+        if last or self.stopping:
+            self.close()
+        if self.stopping:
+            print(f"stopped; go on with: python {SCRIPT}.py --resume {self.folder}")
+            raise SystemExit(130)
+        self.stopping = last  # a signal during the evaluation ends the program at once
+
+    def save(self) -> None:
+        """Write another file, then rename it: a kill leaves the old checkpoint or the new one."""
+        self.writer.flush()
+        weights = {"agent": self.agent.state_dict(), "optimizer": self.optimizer.state_dict()}
+        torch.save(self.state | weights, self.folder / "checkpoint.tmp")
+        os.replace(self.folder / "checkpoint.tmp", self.folder / "checkpoint.pt")
+        self.saved = time.time()
+
+    def abort(self, message: str) -> None:
+        self.close()
+        fail(f"{message}; the last good checkpoint is {self.folder}/checkpoint.pt", code=1)
+
+    def close(self) -> None:
+        self.bar.close()
+        self.writer.close()
+
+
+def evaluate(args: Args, agent: Agent, folder: Path, mode: str) -> list[float]:
+    """Returns of full games, one in each env, with "sampled" or "greedy" actions."""
+    n, device = args.eval_episodes, next(agent.parameters()).device
+    envs = make_envs(args, n, folder / "videos" / mode if args.capture_video else None)
+    obs, _ = envs.reset(seed=spawn_seeds(args.seed, 0, 0, 1, n))
+    torch.manual_seed(spawn_seeds(args.seed, 0, 0, 3, 1)[0])
+    returns, playing, steps = np.zeros(n), np.ones(n, bool), 0
+    while playing.any() and steps < 27_000:
+        with torch.inference_mode():
+            dist = agent.policy(torch.as_tensor(obs, dtype=torch.float32, device=device))
+            action = dist.mode if mode == "greedy" else dist.sample()
+        obs, reward, terminated, truncated, _ = envs.step(action.cpu().numpy())
+        returns, steps, done = returns + reward * playing, steps + 1, terminated | truncated
+        playing &= ~done
+        if done.any():
+            obs, _ = envs.reset(options={"reset_mask": done})
+    envs.close()
+    cut = f", {playing.sum()} cut at {steps:,} steps" if playing.any() else ""
+    print(f"{mode}: return {returns.mean():.1f} +- {returns.std():.1f} in {n} games{cut}")
+    return returns.tolist()
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """Train, resume or evaluate as the command line says; the run's folder and its scores."""
+    quiet = {"PYGAME_HIDE_SUPPORT_PROMPT": "1"}
+    if sys.platform == "linux" and "DISPLAY" not in os.environ:  # draw without a screen
+        quiet |= {"MUJOCO_GL": "egl", "SDL_VIDEODRIVER": "dummy"}
+    os.environ |= quiet | os.environ
+    args, checkpoint = tyro.cli(Args, args=argv), None
+    name = f"{args.env_id}__{SCRIPT}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
+    folder = Path(args.resume or args.evaluate or "runs/" + re.sub(r"[^\w.-]", "-", name))
+    if args.resume or args.evaluate:
+        checkpoint = load(folder)
+        saved = Args(**checkpoint["args"])
+        args = tyro.cli(Args, args=argv, default=saved)
+        for name in vars(saved).keys() - FREE:
+            if getattr(args, name) != getattr(saved, name):
+                fail(f"--{name.replace('_', '-')} can't change in a run that exists: leave it out")
+        if args.resume and (args.evaluate or checkpoint["iteration"] >= args.num_iterations):
+            fail(f"{folder} is trained to its end: use --evaluate alone, or train a new run")
+    check(args)
+    if args.evaluate:
+        env = make_env(args)
+        agent = Agent(env.observation_space, env.action_space)
+        agent.load_state_dict(checkpoint["agent"])
+    else:
+        agent = train(args, folder, checkpoint)
+    modes = ["sampled", "greedy"] if args.eval_episodes else []
+    scores = {mode: evaluate(args, agent, folder, mode) for mode in modes}
+    print(f"watch it: python {SCRIPT}.py --evaluate {folder} --capture-video")
+    return {"folder": str(folder), **scores}
+
+
+if __name__ == "__main__":
+    main()
