@@ -1,0 +1,179 @@
+"""Write the generated parts of README.md and docs/*.md in place: python docs/build.py
+
+A generated part stands between two comments, `<!-- begin KIND ARGUMENT -->` and `<!-- end -->`:
+
+    map                  the README's table of all details
+    code SCRIPT ID       the lines of a script that a detail's markers govern
+    removal SCRIPT ID    the edit that takes the detail out, as a diff
+    source ID            the registry's sources and evidence
+
+Sources are docs/details.toml (the registry) and the markers in the scripts. With --check nothing is
+written, and the exit code is 1 if a part is not what it should be.
+"""
+
+import ast
+import difflib
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = ["ppo.py", "ppo_atari.py", "ppo_continuous.py", "ppo_lstm.py", "ppo_multidiscrete.py"]
+MARKER = re.compile(
+    r"^(\s*)# \[((?:core|atari|continuous|lstm|multidiscrete|aux|extra)-\d\d)"
+    r"(?: (\d)/(\d))?\] (.+)$"
+)
+PART = re.compile(r"(<!-- begin (\w+)(?: ([^>]*?))? -->\n).*?(<!-- end -->)", re.DOTALL)
+BASELINES = (
+    "https://github.com/openai/baselines/blob/ea25b9e8b234e6ee1bca43083f8f3cf974143998/baselines/"
+)
+
+
+def registry() -> dict[str, dict]:
+    """The details by id, in the registry's order."""
+    details = tomllib.loads((ROOT / "docs" / "details.toml").read_text())["detail"]
+    return {detail["id"]: detail for detail in details}
+
+
+def scripts() -> list[str]:
+    return [name for name in SCRIPTS if (ROOT / name).exists()]
+
+
+def markers(source: str) -> dict[str, list[dict]]:
+    """Per id the sites of its marker in a script, in order.
+
+    `first` and `last` are the lines (from 1) of what a site governs, its comments included: the
+    whole definition if it stands above one, else all up to the next blank line or dedent.
+    """
+    lines, found = source.splitlines(), {}
+    definitions = {}  # first line of a definition, decorators included -> its last line
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            start = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+            definitions[start] = node.end_lineno
+    for number, line in enumerate(lines, 1):
+        if not (match := MARKER.match(line)):
+            continue
+        indent, name, site, sites, title = match.groups()
+        code = number + 1
+        while lines[code - 1].strip().startswith("#"):
+            code += 1
+        last = definitions.get(code)
+        if last is None:
+            last = code
+            while last < len(lines) and lines[last].startswith(indent) and lines[last].strip():
+                last += 1
+        found.setdefault(name, []).append(
+            {"first": number, "code": code, "last": last, "title": title}
+            | {"site": int(site or 1), "sites": int(sites or 1)}
+        )
+    return found
+
+
+def without(source: str, detail: dict, script: str) -> str:
+    """The script with the detail taken out by its registered edit."""
+    for find, replace in (
+        detail["removal"].get(script.removesuffix(".py")) or detail["removal"]["default"]
+    ):
+        if source.count(find) != 1:
+            raise ValueError(f"{detail['id']}: {source.count(find)} times in {script}: {find!r}")
+        source = source.replace(find, replace)
+    return source
+
+
+def link(source: str) -> str:
+    """A source of the registry as a Markdown link."""
+    if source.startswith("http"):
+        return f"[{source.removeprefix('https://')}]({source})"
+    return f"[{source}]({BASELINES}{source})"
+
+
+def lines_link(script: str, site: dict, base: str) -> str:
+    span = f"{site['first']}-{site['last']}"
+    return f"[{script}:{span}]({base}{script}#L{site['first']}-L{site['last']})"
+
+
+def page(script: str, name: str) -> str:
+    return f"docs/{script.removesuffix('.py')}.md#{name}"
+
+
+def build_map() -> str:
+    """The README's table: every detail, its lines, its section, its test."""
+    found = {script: markers((ROOT / script).read_text()) for script in scripts()}
+    rows = ["| | detail | lines | explained | test |", "| --- | --- | --- | --- | --- |"]
+    for name, detail in registry().items():
+        places = [
+            lines_link(script, site, "")
+            for script in detail["scripts"]
+            for site in found[script][name]
+        ]
+        section = f"[why and how]({page(detail['scripts'][0], name)})"
+        test = f"[{detail['test']}](tests/test_details.py)"
+        rows.append(f"| {name} | {detail['title']} | {'<br>'.join(places)} | {section} | {test} |")
+    return "\n".join(rows)
+
+
+def build_code(script: str, name: str) -> str:
+    """What the detail's markers govern, without their comments' repetition of the page."""
+    source, parts = (ROOT / script).read_text(), []
+    for site in markers(source)[name]:
+        lines = source.splitlines()[site["first"] - 1 : site["last"]]
+        margin = len(lines[0]) - len(lines[0].lstrip())
+        block = "\n".join(line[margin:] for line in lines)
+        parts.append(f"{lines_link(script, site, '../')}\n\n```python\n{block}\n```")
+    return "\n\n".join(parts)
+
+
+def build_removal(script: str, name: str) -> str:
+    source = (ROOT / script).read_text()
+    edited = without(source, registry()[name], script)
+    diff = difflib.unified_diff(source.splitlines(), edited.splitlines(), n=1, lineterm="")
+    body = "\n".join(line for line in list(diff)[2:] if not line.startswith("@@"))
+    return f"```diff\n{body}\n```"
+
+
+def build_source(name: str) -> str:
+    detail = registry()[name]
+    return f"{', '.join(map(link, detail['source']))}. {detail['evidence']}"
+
+
+BUILDERS = {
+    "map": build_map,
+    "code": build_code,
+    "removal": build_removal,
+    "source": build_source,
+}
+
+
+def pages() -> list[Path]:
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def rebuilt(text: str) -> str:
+    """A page with all of its generated parts as they should be."""
+
+    def part(match: re.Match) -> str:
+        begin, kind, arguments, end = match.groups()
+        return f"{begin}{BUILDERS[kind](*(arguments or '').split())}\n{end}"
+
+    return PART.sub(part, text)
+
+
+def main() -> int:
+    stale = []
+    for path in pages():
+        text = path.read_text()
+        if (new := rebuilt(text)) != text:
+            stale.append(path.relative_to(ROOT))
+            if "--check" not in sys.argv:
+                path.write_text(new)
+    for path in stale:
+        print(
+            f"{path}: {'stale, run python docs/build.py' if '--check' in sys.argv else 'rebuilt'}"
+        )
+    return 1 if stale and "--check" in sys.argv else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

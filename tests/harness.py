@@ -1,0 +1,139 @@
+"""Scripts as modules, edited or not, and recorded training runs."""
+
+import itertools
+import sys
+import types
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "docs"), str(ROOT / "tests")]
+
+import build  # noqa: E402
+import known_envs  # noqa: E402
+
+COUNTER = itertools.count()
+
+
+def load(script: str, detail: str | None = None) -> types.ModuleType:
+    """A script as a fresh module; with `detail` taken out, if one is given."""
+    source = (ROOT / script).read_text()
+    if detail:
+        source = build.without(source, build.registry()[detail], script)
+    module = types.ModuleType(f"{Path(script).stem}_{next(COUNTER)}")
+    module.__file__ = str(ROOT / script)
+    sys.modules[module.__name__] = module  # dataclasses look their module up
+    exec(compile(source, script, "exec"), module.__dict__)
+    return module
+
+
+@dataclass
+class Record:
+    """What went through a training run, in order; arrays are copies."""
+
+    acted: list = field(default_factory=list)  # obs (N, D) the policy acted on
+    gae: list = field(default_factory=list)  # arguments and result of compute_gae
+    learned: list = field(default_factory=list)  # a dict per minibatch
+    losses: list = field(default_factory=list)  # what backward was called on
+    steps: list = field(default_factory=list)  # lr and gradient (all parameters) per Adam step
+    optimizers: list = field(default_factory=list)  # keyword arguments
+    scalars: dict = field(default_factory=dict)  # tag -> [(step, value)]
+    log: list = field(default_factory=list)  # known_envs.LOG
+    result: dict | None = None
+
+
+def record(module: types.ModuleType, *flags: str) -> Record:
+    """Run a script's main with these flags and write down what happens."""
+    rec, policy = Record(), module.Agent.policy
+
+    def grads(optimizer):
+        return [p.grad for p in optimizer.param_groups[0]["params"]]
+
+    pg, vf, gae = module.policy_loss, module.value_loss, module.compute_gae
+    backward, adam = torch.Tensor.backward, torch.optim.Adam
+
+    class Adam(adam):
+        def __init__(self, *args, **kwargs):
+            rec.optimizers.append(kwargs)
+            super().__init__(*args, **kwargs)
+
+        def step(self, *args):
+            flat = torch.cat([g.flatten().double() for g in grads(self)])
+            rec.steps.append({"lr": self.param_groups[0]["lr"], "grad": flat.numpy().copy()})
+            return super().step(*args)
+
+    class Writer:
+        def __init__(self, *args, **kwargs):
+            pass
+
+        def add_scalar(self, tag, scalar, step):
+            rec.scalars.setdefault(tag, []).append((step, float(scalar)))
+
+        def flush(self):
+            pass
+
+        close = flush
+
+    def spy_policy(self, obs):
+        dist = policy(self, obs)
+        if torch.is_grad_enabled():
+            rec.learned.append({"obs": obs.numpy().copy(), "dist": dist})
+        else:
+            rec.acted.append(obs.numpy().copy())
+        return dist
+
+    def spy_pg(advantages, ratio, clip_coef):
+        loss = pg(advantages, ratio, clip_coef)
+        row = {"advantages": advantages, "ratio": ratio, "pg_loss": loss}
+        rec.learned[-1] |= {k: v.detach().numpy().copy() for k, v in row.items()} | {
+            "clip": clip_coef
+        }
+        return loss
+
+    def spy_vf(new_values, old_values, returns, clip_coef):
+        loss = vf(new_values, old_values, returns, clip_coef)
+        row = {
+            "new_values": new_values,
+            "old_values": old_values,
+            "returns": returns,
+            "v_loss": loss,
+        }
+        rec.learned[-1] |= {k: v.detach().numpy().copy() for k, v in row.items()}
+        return loss
+
+    def spy_gae(*arguments):
+        result = gae(*arguments)
+        rec.gae.append([np.copy(a) for a in arguments] + [result.copy()])
+        return result
+
+    def spy_backward(self, *args, **kwargs):
+        rec.losses.append(self.item())
+        return backward(self, *args, **kwargs)
+
+    known_envs.LOG.clear()
+    known_envs.COUNT[0] = 0
+    with ExitStack() as stack:
+        for target, name, spy in [
+            (module.Agent, "policy", spy_policy),
+            (module, "policy_loss", spy_pg),
+            (module, "value_loss", spy_vf),
+            (module, "compute_gae", spy_gae),
+            (module, "SummaryWriter", Writer),
+            (torch.Tensor, "backward", spy_backward),
+            (torch.optim, "Adam", Adam),
+        ]:
+            stack.enter_context(patch.object(target, name, spy))
+        rec.result = module.main([*flags, "--eval-episodes", "0"])
+    rec.log = list(known_envs.LOG)
+    return rec
+
+
+def small(env: str = "Ends-v0", *flags: str, iterations: int = 3) -> list[str]:
+    """Flags of a run of 4 envs x 16 steps, 4 minibatches, on a known environment."""
+    sizes = ["--num-steps", "16", "--total-timesteps", str(64 * iterations)]
+    return ["--env-id", f"known_envs:{env}", *sizes, *flags]
