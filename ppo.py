@@ -6,14 +6,15 @@
     tensorboard --logdir runs                     the curves, live
 
 THE LESSON is all of PPO, to be read from top to bottom. THE RUN (checks, log, checkpoint,
-evaluation, command line) stands after it; the lesson can be understood without it.
+evaluation, command line) follows it; the lesson can be understood without it.
 
-`# [core-07] Title` marks an implementation detail: the lines below it up to the next blank line, or
-all of the function or class below it. docs/ppo.md explains every detail and shows what breaks
-without it. "Source" is a file of openai/baselines at commit ea25b9e, the official PPO ("ppo2").
+`# [core-07] Title` marks an implementation detail; it covers the lines below it up to the next
+blank line, or the whole function or class below it. docs/ppo.md explains each detail (core,
+auxiliary, extra) and shows what breaks without it. "Source" is a file of openai/baselines at commit
+ea25b9e, the official PPO ("ppo2"); DEVIATION says where this file differs from it.
 
 Shapes: T num_steps, N num_envs, B = T * N rows of a batch, M rows of a minibatch, D numbers in an
-observation, A actions. Row t of every array of the rollout belongs to step t.
+observation. Row t of every array of the rollout belongs to step t.
 """
 # /// script
 # requires-python = ">=3.11"
@@ -47,8 +48,8 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-SCRIPT = "ppo"
-ACTION_SPACES = (gym.spaces.Discrete,)
+SCRIPT = "ppo"  # names run folders and guards checkpoints
+ACTION_SPACES = (gym.spaces.Discrete,)  # what the policy below can act in
 
 # =================================== THE LESSON: all of PPO ===================================
 
@@ -58,11 +59,11 @@ class Args:
     """PPO for vector observations and discrete actions. Defaults are those of CleanRL's ppo.py."""
 
     env_id: str = "CartPole-v1"  # Gymnasium id; module:Name-v0 imports your module first
-    seed: int = 1  # same seed, machine and versions on a CPU: same weights, bit for bit
-    total_timesteps: int = 500_000  # steps of all envs together, cut to whole rollouts
+    seed: int = 1  # same seed, machine and versions on a CPU: bit-identical weights
+    total_timesteps: int = 500_000  # steps of all envs together, rounded down to whole rollouts
     num_envs: int = 4  # N, environments stepped side by side
     num_steps: int = 128  # T, steps in each environment between two updates
-    observe: tuple[int, ...] = ()  # keep only these entries of the flat observation; none: all
+    observe: tuple[int, ...] = ()  # the entries of the flat observation to keep; none: all
     cuda: bool = False  # use a GPU if there is one; networks this small are faster on a CPU
 
     learning_rate: float = 2.5e-4  # Adam's step size in the first update
@@ -73,19 +74,19 @@ class Args:
     num_minibatches: int = 4  # equal parts of a batch, one gradient step each
     update_epochs: int = 4  # passes over a batch
     norm_adv: bool = True  # normalize advantages in each minibatch
-    clip_coef: float = 0.2  # epsilon: how far the ratio moves before its gradient is cut
+    clip_coef: float = 0.2  # epsilon: how far the ratio may move from 1 before its gradient is 0
     anneal_clip: bool = False  # lower it linearly over the run
     clip_vloss: bool = True  # clip the value loss too, by the same epsilon
     ent_coef: float = 0.01  # weight of the entropy bonus
     vf_coef: float = 0.5  # weight of the value loss
-    max_grad_norm: float = 0.5  # longest gradient, over all parameters together
-    target_kl: float | None = None  # end an update after the epoch in which the KL passed this
+    max_grad_norm: float = 0.5  # largest gradient norm, over all parameters together
+    target_kl: float | None = None  # end an update after an epoch that ends above this KL
 
     eval_episodes: int = 10  # games played after training, sampled and again greedy; 0: none
     capture_video: bool = False  # film the first game of each evaluation, into the run folder
     checkpoint_every: float = 60.0  # seconds
-    resume: str | None = None  # run folder to go on with, with its settings
-    evaluate: str | None = None  # run folder whose agent is to play, without training
+    resume: str | None = None  # run folder to continue, with its settings
+    evaluate: str | None = None  # run folder whose agent plays, without training
 
     @property
     def batch_size(self) -> int:
@@ -113,8 +114,7 @@ def make_env(args: Args, video: Path | None = None) -> gym.Env:
         keep, full = list(args.observe), env.observation_space
         part = gym.spaces.Box(full.low[keep], full.high[keep], dtype=full.dtype)
         env = gym.wrappers.TransformObservation(env, lambda obs: obs[keep], part)
-    start = getattr(env.action_space, "start", 0)  # Discrete(n, start=s) counts from s
-    if np.any(start):
+    if start := getattr(env.action_space, "start", 0):  # Discrete(n, start=s) counts from s
         from_0 = gym.spaces.Discrete(env.action_space.n)
         env = gym.wrappers.TransformAction(env, lambda action: action + start, from_0)
     return env
@@ -124,17 +124,17 @@ def make_envs(args: Args, num_envs: int, video: Path | None = None) -> gym.vecto
     """Envs stepped together: observations (num_envs, D), actions and rewards (num_envs,)."""
     makers = [partial(make_env, args, None if i else video) for i in range(num_envs)]
     # [extra-02 1/2] Explicit reset (no autoreset)
-    # Gymnasium's default spends a step on each reset: it ignores the action, and from its row
-    # nothing can be learned. Without autoreset, step always returns the true successor.
+    # Gymnasium's default spends a step on each reset: its action is ignored and its row teaches
+    # nothing. Without autoreset, step() always returns the true successor.
     mode = gym.vector.AutoresetMode.DISABLED
-    return gym.vector.SyncVectorEnv(makers, copy=False, autoreset_mode=mode)  # we copy, into rows
+    return gym.vector.SyncVectorEnv(makers, copy=False, autoreset_mode=mode)  # rows are the copy
 
 
 # [extra-04] Env seeds that no two runs, ranks or phases share
-# With seed, seed + 1, ... the runs 1 and 2 share all envs but one: their scores aren't independent.
+# With seed, seed + 1, ... runs 1 and 2 share all envs but one: their scores aren't independent.
 # Phases: 0 training envs, 1 evaluation envs, 2 torch in training, 3 torch in evaluation.
 def spawn_seeds(seed: int, rank: int, iteration: int, phase: int, n: int) -> list[int]:
-    """n seeds for process `rank`, from the end of `iteration` on (0 unless a run is resumed)."""
+    """n seeds for process `rank` (0 if there is one) after `iteration` (0, or where it resumed)."""
     sequence = np.random.SeedSequence([seed, rank, iteration, phase])
     return [int(s) for s in sequence.generate_state(n, np.uint64)]
 
@@ -146,7 +146,7 @@ def spawn_seeds(seed: int, rank: int, iteration: int, phase: int, n: int) -> lis
 # Gain sqrt(2) in hidden layers; 0.01 for the policy head, so that all actions start out about
 # equally likely; 1 for the value head. Source: a2c/utils.py#L20-L35, common/policies.py#L49-L63.
 def layer_init(layer: nn.Linear, gain: float = 2**0.5) -> nn.Linear:
-    """The layer with an orthogonal weight, times `gain`, and no bias."""
+    """The same layer, its weight orthogonal times `gain` and its bias 0."""
     nn.init.orthogonal_(layer.weight, gain)
     nn.init.zeros_(layer.bias)
     return layer
@@ -164,9 +164,9 @@ def mlp(inputs: int, outputs: int, gain: float) -> nn.Sequential:
 
 
 class Categorical:
-    """Distribution over A actions from logits (..., A); actions and log-probabilities are (...).
+    """Distribution over actions from logits (..., actions); all its results are (...).
 
-    The numbers of torch.distributions.Categorical, in a third of its time for a handful of rows.
+    As torch.distributions.Categorical, which takes three times as long on a handful of rows.
     """
 
     def __init__(self, logits: torch.Tensor):
@@ -177,7 +177,7 @@ class Categorical:
         return self.logp.argmax(-1)
 
     def sample(self) -> torch.Tensor:
-        # The exponential race: with E_i ~ Exp(1), argmax_i p_i / E_i is i with probability p_i.
+        # The exponential race: with E_i ~ Exp(1), argmax_i p_i / E_i picks i with probability p_i.
         return (self.logp.exp() / torch.empty_like(self.logp).exponential_()).argmax(-1)
 
     def log_prob(self, actions: torch.Tensor) -> torch.Tensor:
@@ -195,8 +195,9 @@ class Agent(nn.Module):
         self.actor = mlp(obs_space.shape[0], int(action_space.n), gain=0.01)
 
         # [core-13] Separate networks for policy and value function
-        # In a shared trunk the two losses pull the same weights two ways; a second network of this
-        # size is cheap. Source: common/policies.py#L154-L166 (value_network="copy").
+        # In a shared trunk both losses pull at the same weights; a second network is cheap.
+        # Source: common/policies.py#L154-L166 (value_network="copy").
+        # DEVIATION: by default the official code shares the trunk in classic control.
         self.critic = mlp(obs_space.shape[0], 1, gain=1.0)
 
     def policy(self, obs: torch.Tensor) -> Categorical:
@@ -204,8 +205,8 @@ class Agent(nn.Module):
         return Categorical(self.actor(obs))
 
     def value(self, obs: torch.Tensor) -> torch.Tensor:
-        """The expected discounted return from each observation (..., D) on: (...)."""
-        # Squeezed here, once: (B, 1) - (B,) would broadcast to a (B, B) loss without an error.
+        """Expected discounted returns (...) from observations (..., D)."""
+        # Squeezed here, once: (M, 1) - (M,) would broadcast to an (M, M) loss without an error.
         return self.critic(obs).squeeze(-1)
 
 
@@ -218,30 +219,31 @@ class Agent(nn.Module):
 def compute_gae(rewards, values, next_values, dones, gamma: float, gae_lambda: float) -> np.ndarray:
     """Advantages (T, N) of T steps in N envs, from arrays (T, N).
 
-    `next_values`: of the states the steps led to, 0 where nothing follows. `dones`: the last step
-    of each episode, however it ended; no later reward counts for it.
+    `next_values`: V of the states that were reached, 0 after an episode's true end. `dones`: True
+    at the last step of an episode, however it ended; what comes after does not count for it.
     """
     deltas = rewards + gamma * next_values - values
     advantages, gae = np.zeros_like(deltas), 0.0
-    for t in reversed(range(len(deltas))):  # NumPy: small operations are ten times slower in torch
+    for t in reversed(range(len(deltas))):  # in NumPy: torch would take four times as long
         advantages[t] = gae = deltas[t] + gamma * gae_lambda * ~dones[t] * gae
     return advantages
 
 
 # [core-08] Clipped surrogate objective
-# Moving a ratio beyond 1 +- epsilon earns nothing, so there the gradient is 0; a ratio that moved
-# the wrong way is still pulled back. Source: ppo2/model.py#L77-L86.
+# A ratio beyond 1 +- epsilon earns nothing more, so its gradient is 0; one that moved the wrong
+# way is still pulled back. Source: ppo2/model.py#L77-L86.
 def policy_loss(advantages, ratio, clip_coef: float) -> torch.Tensor:
-    """Mean of max(-A * ratio, -A * clip(ratio, 1 - epsilon, 1 + epsilon)) over rows (M,)."""
+    """Mean over rows (M,) of -min(ratio * advantage, clip(ratio, 1 +- epsilon) * advantage)."""
     clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)
     return torch.max(-advantages * ratio, -advantages * clipped).mean()
 
 
 # [core-09] Value function loss clipping
 # The larger of two errors: the new value's, and that of one kept within epsilon of the old value.
-# Contested: two studies saw no gain; epsilon is in units of reward. Source: ppo2/model.py#L68-L75.
+# Contested: two studies saw no gain, and epsilon is in units of reward.
+# Source: ppo2/model.py#L68-L75.
 def value_loss(new_values, old_values, returns, clip_coef: float | None) -> torch.Tensor:
-    """Half the mean squared error over rows (M,); `clip_coef` None does not clip."""
+    """Half the mean squared error over rows (M,); `clip_coef` None: no clipping."""
     error = (new_values - returns) ** 2
     if clip_coef is not None:
         clipped = old_values + (new_values - old_values).clamp(-clip_coef, clip_coef)
@@ -261,25 +263,25 @@ def approx_kl(log_ratio: torch.Tensor) -> list[torch.Tensor]:
 
 
 def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
-    """Train an agent, or go on with a checkpoint's; log and save into `folder`."""
+    """Train an agent, or continue from a checkpoint; log and save into `folder`."""
     # --- 0. Setup
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
     torch.set_num_threads(1)  # networks this small gain nothing from a second core
     first = checkpoint["iteration"] if checkpoint else 0
-    torch.manual_seed(spawn_seeds(args.seed, 0, first, 2, 1)[0])
+    torch.manual_seed(spawn_seeds(args.seed, rank=0, iteration=first, phase=2, n=1)[0])
     envs = make_envs(args, args.num_envs)
     agent = Agent(envs.single_observation_space, envs.single_action_space).to(device)
     parameters = list(agent.parameters())
 
     # [core-03] Adam's epsilon
-    # 1e-5, where torch has 1e-8: tiny gradients make smaller steps. Source: ppo2/model.py#L100.
-    # DEVIATION: TensorFlow adds it before bias correction, so its first hundred steps are smaller.
+    # 1e-5, where torch has 1e-8: tiny gradients take smaller steps. Source: ppo2/model.py#L100.
+    # DEVIATION: TensorFlow adds it before bias correction: TensorFlow's early steps are smaller.
     optimizer = torch.optim.Adam(parameters, lr=args.learning_rate, eps=1e-5, fused=True)
 
-    run = Run(args, folder, agent, optimizer, checkpoint)
+    run = Run(args, folder, agent, optimizer, checkpoint)  # loads the checkpoint, if there is one
 
-    # Row t: the agent saw obs and took actions; that earned rewards and led to next_obs, which is
-    # the true successor even where an episode ended.
+    # Row t: the agent saw obs[t] and took actions[t], which earned rewards[t] and led to
+    # next_obs[t], the true successor even where an episode ended.
     shape, space = (args.num_steps, args.num_envs), envs.single_action_space  # (T, N)
     obs = np.zeros(shape + envs.single_observation_space.shape, np.float32)
     next_obs = np.zeros_like(obs)
@@ -289,14 +291,15 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
     episode_return, episode_length = np.zeros(args.num_envs), np.zeros(args.num_envs, int)
 
     # [core-01] Vectorized architecture
-    # Envs are reset here, once: a rollout goes on where the last one stopped, in mid-episode, so T
-    # can be far shorter than an episode. Source: common/runners.py#L8-L14, ppo2/runner.py#L26-L42.
-    current_obs, _ = envs.reset(seed=spawn_seeds(args.seed, 0, first, 0, args.num_envs))
+    # All envs are reset here, once. A rollout goes on where the last one stopped, in mid-episode:
+    # T can be far shorter than an episode. Source: common/runners.py#L8-L14, ppo2/runner.py#L26.
+    env_seeds = spawn_seeds(args.seed, rank=0, iteration=first, phase=0, n=args.num_envs)
+    current_obs, _ = envs.reset(seed=env_seeds)  # (N, D)
 
     for iteration in range(first + 1, args.num_iterations + 1):
         # --- 1. Annealing
         # [core-04] Adam learning rate annealing
-        # Iterations count from 1: the last has lr / num_iterations left. Source: ppo2/ppo2.py#L133.
+        # Iterations count from 1: the last uses lr / num_iterations. Source: ppo2/ppo2.py#L133.
         remaining = 1 - (iteration - 1) / args.num_iterations
         if args.anneal_lr:
             optimizer.param_groups[0]["lr"] = remaining * args.learning_rate
@@ -313,30 +316,29 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
                 action = dist.sample()
                 actions[t], logprobs[t] = action.cpu().numpy(), dist.log_prob(action).cpu().numpy()
 
-                next_obs[t], reward, terminated[t], truncated[t], _ = envs.step(actions[t])
-                rewards[t] = reward
-                episode_return += reward
+                next_obs[t], rewards[t], terminated[t], truncated[t], _ = envs.step(actions[t])
+                episode_return += rewards[t]
                 episode_length += 1
 
                 # [extra-02 2/2] Explicit reset (no autoreset)
-                # A finished env begins anew only here, its last state safe in next_obs[t].
-                current_obs, done = next_obs[t], terminated[t] | truncated[t]
+                # A finished env restarts only here; its last state is kept in next_obs[t].
+                current_obs, done = next_obs[t], terminated[t] | truncated[t]  # (N, D), (N,)
                 if done.any():
                     step = (iteration - 1) * args.batch_size + (t + 1) * args.num_envs
                     run.log_episodes(step, episode_return[done], episode_length[done])
                     episode_return[done], episode_length[done] = 0, 0
                     current_obs, _ = envs.reset(options={"reset_mask": done})
 
-        # --- 3. Values and advantages
-        with torch.no_grad():  # all rows at once: less than half the time of a value at each step
+        # --- 3. Values and advantages, (T, N)
+        with torch.inference_mode():  # all rows at once: faster than a value with each action
             values = agent.value(torch.as_tensor(obs, device=device)).cpu().numpy()
             next_values = agent.value(torch.as_tensor(next_obs, device=device)).cpu().numpy()
         dones = terminated | truncated
 
         # [extra-01] Bootstrap at time limits
-        # A time limit is no death: the state it cut off keeps its value, or good states near the
-        # limit would look bad. DEVIATION: the official code takes 0 (--no-bootstrap-truncation).
-        next_values = next_values * ~(terminated if args.bootstrap_truncation else dones)
+        # A time limit is not a failure: the state it cut off keeps its value, or good states near
+        # the limit would look bad. DEVIATION: the official code takes 0, the flag's --no- form too.
+        next_values[terminated if args.bootstrap_truncation else dones] = 0
 
         advantages = compute_gae(rewards, values, next_values, dones, args.gamma, args.gae_lambda)
         returns = advantages + values  # the value function's targets
@@ -347,15 +349,16 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
         log_ratios, losses = [], []
         for _ in range(args.update_epochs):
             # [core-06] Mini-batch updates
-            # Shuffled anew each epoch, every row in one minibatch. Source: ppo2/ppo2.py#L157-L166.
-            rows = torch.randperm(args.batch_size, device=device)
-            for minibatch in zip(*(x[rows].split(args.minibatch_size) for x in batch)):
+            # Shuffled anew each epoch, each row in one minibatch. Source: ppo2/ppo2.py#L157-L166.
+            for rows in torch.randperm(args.batch_size, device=device).split(args.minibatch_size):
+                minibatch = [x[rows] for x in batch]  # each (M, ...)
                 mb_obs, mb_actions, mb_logprobs, mb_advantages, mb_returns, mb_values = minibatch
+
                 dist, new_values = agent.policy(mb_obs), agent.value(mb_obs)
                 log_ratio = dist.log_prob(mb_actions) - mb_logprobs  # log(new / old), (M,)
 
                 # [core-07] Advantage normalization, per minibatch
-                # Makes steps independent of the rewards' scale. Source: ppo2/model.py#L136-L139.
+                # Frees the policy's steps from the rewards' scale. Source: ppo2/model.py#L136-L139.
                 # DEVIATION: torch's std divides by M - 1, not by M (0.4% apart at M = 128).
                 if args.norm_adv:
                     mb_advantages = mb_advantages - mb_advantages.mean()
@@ -367,26 +370,26 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
                 entropy = dist.entropy().mean()
 
                 # [core-10] Overall loss and entropy bonus
-                # One loss for both networks; the bonus keeps the policy from settling on one action
-                # before it has tried the others. Source: ppo2/model.py#L91.
+                # One loss for both networks; the bonus keeps the policy from committing to one
+                # action before it has tried the others. Source: ppo2/model.py#L91.
                 loss = pg_loss - args.ent_coef * entropy + args.vf_coef * v_loss
 
                 optimizer.zero_grad()
                 loss.backward()
 
                 # [core-11] Global gradient clipping
-                # One norm over all parameters: too long a gradient is shortened, not turned.
+                # One norm over all parameters: only the length is cut, not the direction.
                 # Source: ppo2/model.py#L102-L108.
                 grad_norm = nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
 
                 optimizer.step()
-                log_ratios.append(log_ratio.detach())  # no .item() here: a GPU would wait for it
+                log_ratios.append(log_ratio.detach())  # no .item(): it would wait for a GPU
                 losses.append(torch.stack([pg_loss, v_loss, entropy, grad_norm]).detach())
 
             # [aux-03] Early stopping on KL
             # After each epoch, by its last minibatch; off by default. The rule is CleanRL's, the
             # idea Spinning Up's; the official ppo2 has none.
-            if args.target_kl is not None and approx_kl(log_ratios[-1])[2] > args.target_kl:
+            if args.target_kl is not None and approx_kl(log_ratios[-1])[2] > args.target_kl:  # k3
                 break
 
         # --- 5. Log, check, save
@@ -415,7 +418,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
         # [extra-05] Self-check that the first minibatch's ratio is 1
         # Nothing is learned yet: acting and learning must agree on the probability of each action.
         if metrics["debug/first_ratio_error"] > 1e-3:
-            run.abort("the first ratio is not 1: look for rows that change, dropout or batch norm")
+            run.abort("the first ratio is not 1: look for modified rows, dropout or batch norm")
 
         run.end_iteration(iteration, metrics, {"observations": next_obs, "rewards": rewards})
 
@@ -426,13 +429,8 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
 # =================== THE RUN: checks, log, checkpoint, evaluation, command line ===================
 
 FREE = {"resume", "evaluate", "eval_episodes", "capture_video", "checkpoint_every"}  # on a resume
-LIMITS = {  # smallest and largest value; NaN lies in no range
-    (0, 2**32 - 1): ["seed"],
-    (1, 2**40): ["total_timesteps", "num_envs", "num_steps", "num_minibatches", "update_epochs"],
-    (0, 1): ["gamma", "gae_lambda"],
-    (1e-12, 1e12): ["learning_rate", "clip_coef", "max_grad_norm", "target_kl"],
-    (0, 1e12): ["ent_coef", "vf_coef", "eval_episodes", "checkpoint_every"],
-}
+MAY_BE_0 = "seed gamma gae_lambda ent_coef vf_coef eval_episodes checkpoint_every".split()
+HIGHEST = {"seed": 2**32 - 1, "gamma": 1, "gae_lambda": 1}
 
 
 def fail(message: str, code: int = 2) -> None:
@@ -443,11 +441,11 @@ def fail(message: str, code: int = 2) -> None:
 
 def check(args: Args) -> None:
     """Refuse settings that can't work, before a file is written."""
-    for (low, high), names in LIMITS.items():
-        for name in names:
-            value, flag = getattr(args, name), name.replace("_", "-")
-            if value is not None and not low <= value <= high:
-                fail(f"--{flag} {value} is out of range: give a number from {low} to {high}")
+    for name, value in vars(args).items():
+        low, high = 0 if name in MAY_BE_0 else 1e-12, HIGHEST.get(name, 1e12)
+        if type(value) in (int, float) and not low <= value <= high:  # NaN fails too
+            flag = name.replace("_", "-")
+            fail(f"--{flag} {value} is out of range: give a number from {low:g} to {high:g}")
     if args.batch_size % args.num_minibatches or args.minibatch_size < 2:
         fail(f"--num-minibatches must cut {args.batch_size} rows (envs x steps) into parts of 2+")
     if args.num_iterations < 1:
@@ -490,11 +488,11 @@ class Run:
     def __init__(self, args: Args, folder: Path, agent, optimizer, checkpoint: dict | None):
         self.args, self.folder, self.agent, self.optimizer = args, folder, agent, optimizer
         settings = vars(args) | {"resume": None, "evaluate": None}
-        self.state = {"script": SCRIPT, "args": settings, "iteration": 0, "returns": []}
+        new = {"script": SCRIPT, "iteration": 0, "returns": []}
+        self.state = (checkpoint or new) | {"args": settings}
         if checkpoint:
             agent.load_state_dict(checkpoint["agent"])
             optimizer.load_state_dict(checkpoint["optimizer"])
-            self.state |= {key: checkpoint[key] for key in ("iteration", "returns")}
         self.first_step = self.state["iteration"] * args.batch_size
         self.started, self.stopping = time.time(), False
         folder.mkdir(parents=True, exist_ok=checkpoint is not None)
@@ -506,11 +504,12 @@ class Run:
         signal(SIGTERM, self.on_signal)
         n, epochs, size = args.num_minibatches, args.update_epochs, args.batch_size
         print(f"{args.env_id}: {args.num_envs} envs x {args.num_steps} steps = {size} rows,")
-        print(f"{n} minibatches x {epochs} epochs = {n * epochs} gradient steps on each;")
+        print(f"{n} minibatches x {epochs} epochs = {n * epochs} gradient steps, times")
         size, device = sum(p.numel() for p in agent.parameters()), next(agent.parameters()).device
-        print(f"{args.num_iterations} batches, {size:,} parameters on {device}, into {folder}")
+        print(f"{args.num_iterations} iterations; {size:,} parameters on {device}; into {folder}")
         if checkpoint:
             print(f"on from step {self.first_step:,}; episodes that were in flight are lost")
+        sys.stdout.flush()
         plain = "{n_fmt} of {total_fmt} steps, {elapsed}, {rate_fmt}{postfix}\n"  # no bar in a file
         style = {} if sys.stderr.isatty() else {"bar_format": plain, "mininterval": 5}
         total = args.num_iterations * args.batch_size
@@ -568,25 +567,26 @@ class Run:
 
 
 def evaluate(args: Args, agent: Agent, folder: Path, mode: str) -> list[float]:
-    """Returns of full games, one in each env, with "sampled" or "greedy" actions."""
-    n, device = args.eval_episodes, next(agent.parameters()).device
-    envs = make_envs(args, n, folder / "videos" / mode if args.capture_video else None)
-    obs, _ = envs.reset(seed=spawn_seeds(args.seed, 0, 0, 1, n))
-    torch.manual_seed(spawn_seeds(args.seed, 0, 0, 3, 1)[0])
-    returns, playing, steps = np.zeros(n), np.ones(n, bool), 0
-    while playing.any() and steps < 27_000:
-        with torch.inference_mode():
-            dist = agent.policy(torch.as_tensor(obs, dtype=torch.float32, device=device))
-            action = dist.mode if mode == "greedy" else dist.sample()
-        obs, reward, terminated, truncated, _ = envs.step(action.cpu().numpy())
-        returns, steps, done = returns + reward * playing, steps + 1, terminated | truncated
-        playing &= ~done
-        if done.any():
-            obs, _ = envs.reset(options={"reset_mask": done})
+    """Returns of full games, played one after the other with "sampled" or "greedy" actions."""
+    envs = make_envs(args, 1, folder / "videos" / mode if args.capture_video else None)
+    torch.manual_seed(spawn_seeds(args.seed, rank=0, iteration=0, phase=3, n=1)[0])
+    device, returns, cut = next(agent.parameters()).device, [], 0
+    for seed in spawn_seeds(args.seed, rank=0, iteration=0, phase=1, n=args.eval_episodes):
+        obs, _ = envs.reset(seed=[seed])
+        steps, total, over = 0, 0.0, False
+        while not over and steps < 27_000:  # Atari's own limit, in steps of 4 frames
+            with torch.inference_mode():
+                dist = agent.policy(torch.as_tensor(obs, dtype=torch.float32, device=device))
+                action = dist.mode if mode == "greedy" else dist.sample()
+            obs, reward, terminated, truncated, _ = envs.step(action.cpu().numpy())
+            steps, total, over = steps + 1, total + reward[0], terminated[0] or truncated[0]
+        returns.append(float(total))
+        cut += not over
     envs.close()
-    cut = f", {playing.sum()} cut at {steps:,} steps" if playing.any() else ""
-    print(f"{mode}: return {returns.mean():.1f} +- {returns.std():.1f} in {n} games{cut}")
-    return returns.tolist()
+    note = f", {cut} of them cut at 27,000 steps" if cut else ""
+    mean, std = np.mean(returns), np.std(returns)
+    print(f"{mode}: return {mean:.1f} +- {std:.1f} in {len(returns)} games{note}")
+    return returns
 
 
 def main(argv: list[str] | None = None) -> dict:

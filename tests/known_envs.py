@@ -139,3 +139,4 @@ for kind in ("constant", "delayed", "action", "observed", "endless"):
     gym.register(f"Probe-{kind}-v0", Probe, kwargs={"kind": kind})
 for kind in ("reward", "obs"):
     gym.register(f"Broken-{kind}-v0", Broken, kwargs={"kind": kind})
+gym.register("Forever-v0", Ends, kwargs={"lengths": (10**9, 10**9)})

@@ -1,0 +1,148 @@
+"""How fast a script trains, beside others: python docs/bench.py [--against PATH]
+
+Runs the contestants in turn (A B A B ...), each with equal hyperparameters and as a process of its
+own, and compares them as ratios: the machine may be slower this minute than the last. A run's speed
+is its steps beyond those of a short run, by the time it takes longer: starting up does not count.
+Stable-Baselines3 always takes part. --against adds any script that understands --env-id,
+--total-timesteps and --seed, such as CleanRL's. --profile says instead where ppo.py's time goes.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from statistics import median
+from unittest.mock import patch
+
+ROOT = Path(__file__).resolve().parent.parent
+SHORT = 5_120
+
+
+def stable_baselines3(env_id: str, steps: int, seed: int) -> None:
+    """ppo.py's hyperparameters in Stable-Baselines3, which clips values a little differently."""
+    import torch
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.env_util import make_vec_env
+
+    torch.set_num_threads(1)  # its better setting here, as it is ours
+    envs = make_vec_env(env_id, n_envs=4, seed=seed)
+    clip = {"clip_range": 0.2, "clip_range_vf": 0.2, "max_grad_norm": 0.5}
+    sizes = {"n_steps": 128, "batch_size": 128, "n_epochs": 4, "device": "cpu", "seed": seed}
+    rate = {"learning_rate": lambda left: 2.5e-4 * left, "ent_coef": 0.01, "vf_coef": 0.5}
+    PPO("MlpPolicy", envs, **clip, **sizes, **rate).learn(steps)
+
+
+def seconds(command: list[str], steps: int, folder: str) -> float:
+    start = time.perf_counter()
+    command = [sys.executable, *command, "--total-timesteps", str(steps)]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return time.perf_counter() - start
+
+
+def compare(env_id: str, steps: int, rounds: int, against: list[str]) -> None:
+    flags = ["--env-id", env_id, "--seed", "1"]
+    contestants = {"ppo.py": [str(ROOT / "ppo.py"), *flags, "--eval-episodes", "0"]}
+    contestants["Stable-Baselines3"] = [__file__, "--stable-baselines3", *flags]
+    contestants |= {path: [str(Path(path).resolve()), *flags] for path in against}
+    speeds = defaultdict(list)
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(rounds):
+            for name, command in contestants.items():
+                longer = seconds(command, SHORT + steps, folder) - seconds(command, SHORT, folder)
+                speeds[name].append(steps / longer)
+                print(f"round {number + 1}: {name} {speeds[name][-1]:,.0f} steps/s", flush=True)
+    print(
+        f"\n{env_id}, {steps:,} steps, {rounds} rounds, medians of steps per second and of ratios"
+    )
+    for name, values in speeds.items():
+        ratios = [ours / other for ours, other in zip(speeds["ppo.py"], values, strict=True)]
+        spread = f"({min(ratios):.2f} to {max(ratios):.2f})"
+        print(
+            f"{name}: {median(values):,.0f}; ppo.py is {median(ratios):.2f} times as fast {spread}"
+        )
+
+
+def profile(env_id: str, steps: int) -> None:
+    """Time inside the calls that make up an iteration, of ppo.py in this process."""
+    sys.path.insert(0, str(ROOT))
+    import torch
+
+    import ppo
+
+    spent = defaultdict(float)
+    stack = []
+
+    def timed(function, part):
+        def wrapper(*args, **kwargs):
+            start = time.perf_counter()
+            stack.append(0.0)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                whole = time.perf_counter() - start
+                acting = part == "network" and not torch.is_grad_enabled()
+                spent["network, acting and scoring" if acting else part] += whole - stack.pop()
+                if stack:
+                    stack[-1] += whole
+
+        return wrapper
+
+    parts = [
+        (ppo.gym.vector.SyncVectorEnv, "step", "environment"),
+        (ppo.gym.vector.SyncVectorEnv, "reset", "environment"),
+        (ppo.Agent, "policy", "network"),
+        (ppo.Agent, "value", "network"),
+        (ppo.Categorical, "sample", "network"),
+        (ppo.Categorical, "log_prob", "network"),
+        (ppo.Categorical, "entropy", "network"),
+        (ppo, "policy_loss", "network"),
+        (ppo, "value_loss", "network"),
+        (torch.Tensor, "backward", "update, backward pass"),
+        (torch.nn.utils, "clip_grad_norm_", "update, gradient clipping"),
+        (torch.optim.Adam, "step", "update, Adam"),
+        (ppo.Run, "end_iteration", "logging"),
+        (ppo.Run, "log_episodes", "logging"),
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        for owner, name, part in parts:
+            patch.object(owner, name, timed(getattr(owner, name), part)).start()
+        init = ppo.Run.__init__
+
+        def begin(*args):  # the clock starts when the set-up is over
+            init(*args)
+            spent.clear()
+            spent["start"] = time.perf_counter()
+
+        patch.object(ppo.Run, "__init__", begin).start()
+        ppo.main(["--env-id", env_id, "--total-timesteps", str(steps), "--eval-episodes", "0"])
+    whole = time.perf_counter() - spent.pop("start")
+    spent["update, forward pass and losses"] = spent.pop("network")
+    spent["all else"] = whole - sum(spent.values())
+    for part, time_spent in sorted(spent.items(), key=lambda item: -item[1]):
+        print(f"{part}: {time_spent / whole:.0%}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--env-id", default="CartPole-v1")
+    parser.add_argument(
+        "--steps", type=int, default=81_920, help="environment steps that are timed"
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--against", action="append", default=[], metavar="PATH")
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--stable-baselines3", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--total-timesteps", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=1, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.stable_baselines3:
+        stable_baselines3(args.env_id, args.total_timesteps, args.seed)
+    elif args.profile:
+        profile(args.env_id, args.steps)
+    else:
+        compare(args.env_id, args.steps, args.rounds, args.against)

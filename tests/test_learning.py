@@ -1,0 +1,67 @@
+"""Does it learn? Probe environments with one thing to learn each, and CartPole."""
+
+import numpy as np
+import pytest
+import torch
+from harness import load
+
+FAST = (
+    "--num-steps 16 --learning-rate 0.01 --total-timesteps 9600 --eval-episodes 0 --no-clip-vloss"
+)
+
+
+@pytest.fixture
+def learn(ppo):
+    def train(env: str, *flags: str):
+        ppo.main(["--env-id", f"known_envs:Probe-{env}-v0", *FAST.split(), *flags])
+        return ppo.trained
+
+    inner = ppo.train
+
+    def keep(*args):
+        ppo.trained = inner(*args)
+        return ppo.trained
+
+    ppo.train = keep
+    return train
+
+
+def values(agent, *observations) -> list[float]:
+    with torch.no_grad():
+        return agent.value(torch.tensor([[o] for o in observations])).tolist()
+
+
+def probability_of_1(agent, observation: float) -> float:
+    with torch.no_grad():
+        return agent.policy(torch.tensor([[observation]])).log_prob(torch.tensor([1])).exp().item()
+
+
+def test_value_of_a_constant_reward(learn):
+    assert values(learn("constant"), 0.0) == pytest.approx([1], abs=0.1)
+
+
+def test_discounted_value_of_a_delayed_reward(learn):
+    agent = learn("delayed", "--gamma", "0.5")
+    assert values(agent, 0.0, 1.0) == pytest.approx([0.5, 1], abs=0.1)
+
+
+def test_the_better_action(learn):
+    assert probability_of_1(learn("action"), 0.0) > 0.9
+
+
+def test_the_action_that_the_observation_names(learn):
+    agent = learn("observed")
+    assert probability_of_1(agent, 1.0) > 0.9 and probability_of_1(agent, -1.0) < 0.1
+
+
+def test_value_at_a_time_limit(learn):
+    """1 a step without end is worth 1 / (1 - 0.9) = 10; a limit of 10 steps makes it no less."""
+    assert values(learn("endless", "--gamma", "0.9"), 0.0) == pytest.approx([10], abs=0.5)
+    deaths = values(learn("endless", "--gamma", "0.9", "--no-bootstrap-truncation"), 0.0)
+    assert deaths[0] < 6.6  # (1 - 0.9^10) / (1 - 0.9), at the most
+
+
+def test_cartpole():
+    """A random policy scores 22."""
+    flags = ["--total-timesteps", "51200", "--learning-rate", "0.0025"]
+    assert np.mean(load("ppo.py").main(flags)["sampled"]) > 195
