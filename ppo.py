@@ -83,7 +83,7 @@ class Args:
     target_kl: float | None = None  # end an update after an epoch that ends above this KL
 
     eval_episodes: int = 10  # games played after training, sampled and again greedy; 0: none
-    capture_video: bool = False  # film the first game of each evaluation, into the run folder
+    capture_video: bool = False  # film 1,000 steps of each evaluation, into the run folder
     checkpoint_every: float = 60.0  # seconds
     resume: str | None = None  # run folder to continue, with its settings
     evaluate: str | None = None  # run folder whose agent plays, without training
@@ -105,10 +105,11 @@ class Args:
 
 
 def make_env(args: Args, video: Path | None = None) -> gym.Env:
-    """One environment: observation (D,), actions counted from 0; `video` films its first game."""
+    """One environment: observation (D,), actions counted from 0; `video`: folder for a film."""
     env = gym.make(args.env_id, render_mode="rgb_array" if video else None)
     if video:
-        env = gym.wrappers.RecordVideo(env, video, lambda game: game == 0, disable_logger=True)
+        film = {"video_length": 1000, "disable_logger": True}  # frames are kept in memory till then
+        env = gym.wrappers.RecordVideo(env, video, lambda game: game == 0, **film)
     env = gym.wrappers.FlattenObservation(env)  # Dict and n-d Box to (D,), Discrete to one-hot
     if args.observe:
         keep, full = list(args.observe), env.observation_space

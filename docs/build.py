@@ -6,6 +6,8 @@ A generated part stands between two comments, `<!-- begin KIND ARGUMENT -->` and
     code SCRIPT ID       the lines of a script that a detail's markers govern
     removal SCRIPT ID    the edit that takes the detail out, as a diff
     source ID            the registry's sources and evidence
+    scores NAME          an experiment's scores beside published ones
+    results NAME COLUMN  an experiment's scores, every seed, and the means of more columns
 
 Sources are docs/details.toml (the registry) and the markers in the scripts. With --check nothing is
 written, and the exit code is 1 if a part is not what it should be.
@@ -138,11 +140,25 @@ def build_source(name: str) -> str:
     return f"{', '.join(map(link, detail['source']))}. {detail['evidence']}"
 
 
+def build_scores(name: str) -> str:
+    import experiments  # here, so that the rest works without what draws figures
+
+    return experiments.scores(name)
+
+
+def build_results(name: str, *columns: str) -> str:
+    import experiments
+
+    return experiments.summary(name, *columns)
+
+
 BUILDERS = {
     "map": build_map,
     "code": build_code,
     "removal": build_removal,
     "source": build_source,
+    "scores": build_scores,
+    "results": build_results,
 }
 
 

@@ -33,7 +33,7 @@ from matplotlib import pyplot as plt
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, FIGURES = ROOT / "docs" / "results", ROOT / "docs" / "figures"
 BINS = 100
-ROW = ["variant", "seed", "score", "sampled", "greedy", "explained_variance", "steps_per_second"]
+ROW = ["variant", "seed", "score", "sampled", "greedy", "explained_variance", "value_loss"]
 CURVE = ["variant", "seed", "step", "return"]
 COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00"]  # Okabe and Ito's, for all eyes
 
@@ -42,7 +42,8 @@ COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00"]  # Okabe and It
 class Experiment:
     variants: dict[str, str]  # name -> command line, without the seed
     seeds: range
-    figures: dict[str, tuple[list[str], float | None]]  # name -> variants in it, published score
+    figures: dict[str, list[str]]  # name -> variants in it
+    published: dict[str, dict[str, str]]  # variant -> implementation -> score
 
 
 EXPERIMENTS = {
@@ -56,8 +57,13 @@ EXPERIMENTS = {
         },
         seeds=range(1, 11),
         figures={
-            "CartPole-v1": (["CartPole-v1", "CartPole-v1 no bootstrap"], 490.04),
-            "Acrobot-v1": (["Acrobot-v1", "Acrobot-v1 no bootstrap"], -86.36),
+            "CartPole-v1": ["CartPole-v1", "CartPole-v1 no bootstrap"],
+            "Acrobot-v1": ["Acrobot-v1", "Acrobot-v1 no bootstrap"],
+        },
+        # 500,000 steps, 3 seeds: docs/benchmark/ppo.md and docs/rl-algorithms/ppo.md of CleanRL.
+        published={
+            "CartPole-v1": {"CleanRL": "490.04 ± 6.12", "openai/baselines": "497.54 ± 4.02"},
+            "Acrobot-v1": {"CleanRL": "-86.36 ± 1.32", "openai/baselines": "-81.82 ± 5.58"},
         },
     ),
 }
@@ -80,13 +86,11 @@ def run(command: str, seed: int) -> tuple[dict, list[dict]]:
         checkpoint = torch.load(path / "checkpoint.pt", weights_only=True)
         events = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
     games = {m: float(v) for m, v in re.findall(r"(\w+): return (\S+) \+-", done.stdout)}
-    explained = [e.value for e in events.Scalars("losses/explained_variance")]
-    row = {
-        "score": np.mean(checkpoint["returns"]),
-        **games,
-        "explained_variance": np.mean(explained[-len(explained) // 10 :]),
-        "steps_per_second": events.Scalars("charts/SPS")[-1].value,
-    }
+    last = {}  # means over the last tenth of the run
+    for tag in ("explained_variance", "value_loss"):
+        numbers = [event.value for event in events.Scalars(f"losses/{tag}")]
+        last[tag] = np.mean(numbers[-len(numbers) // 10 :])
+    row = {"score": np.mean(checkpoint["returns"]), **games, **last}
     total = checkpoint["args"]["total_timesteps"]
     bins = defaultdict(list)
     for event in events.Scalars("charts/episodic_return"):
@@ -147,24 +151,40 @@ def interval(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return low, high
 
 
-def summary(name: str) -> str:
-    """The scores of an experiment as a Markdown table."""
-    scores = defaultdict(dict)
-    for row in rows_of(RESULTS / f"{name}.csv"):
-        scores[row["variant"]][int(row["seed"])] = row
-    lines = [
-        "| variant | mean | std over seeds | 95% interval | every seed | explained variance |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for variant, runs in scores.items():
-        values = np.array([float(runs[seed]["score"]) for seed in sorted(runs)])
-        explained = np.mean([float(run["explained_variance"]) for run in runs.values()])
-        low, high = interval(values)
-        each = ", ".join(f"{value:.1f}" for value in values)
-        lines.append(
-            f"| {variant} | {values.mean():.2f} | {values.std():.2f} | {low:.1f} to {high:.1f} "
-            f"| {each} | {explained:.2f} |"
-        )
+def table(name: str) -> dict[str, list[dict]]:
+    """Per variant the rows of its runs, by seed."""
+    runs = defaultdict(list)
+    for row in sorted(rows_of(RESULTS / f"{name}.csv"), key=lambda row: int(row["seed"])):
+        runs[row["variant"]].append(row)
+    return {variant: runs[variant] for variant in EXPERIMENTS[name].variants if variant in runs}
+
+
+def summary(name: str, *columns: str) -> str:
+    """Scores of an experiment as a Markdown table, with the means of more columns."""
+    head = ["run", "mean", "std", "95% interval", "every seed", *columns]
+    lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
+    for variant, runs in table(name).items():
+        scores = np.array([float(run["score"]) for run in runs])
+        low, high = interval(scores)
+        means = [f"{np.mean([float(run[column]) for run in runs]):.2f}" for column in columns]
+        cells = [variant, f"{scores.mean():.2f}", f"{scores.std():.2f}", f"{low:.1f} to {high:.1f}"]
+        cells += [", ".join(f"{score:.1f}" for score in scores), *means]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def scores(name: str) -> str:
+    """What was published beside ours, as a Markdown table."""
+    published = EXPERIMENTS[name].published
+    sources = list(next(iter(published.values())))
+    head = ["environment", "here, mean ± std", "lowest and highest seed", *sources]
+    lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
+    for variant, runs in table(name).items():
+        if variant in published:
+            ours = np.array([float(run["score"]) for run in runs])
+            cells = [variant, f"{ours.mean():.2f} ± {ours.std():.2f}"]
+            cells += [f"{ours.min():.1f} to {ours.max():.1f}", *published[variant].values()]
+            lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -175,7 +195,7 @@ def draw(name: str) -> None:
     curves = defaultdict(lambda: defaultdict(dict))
     for row in rows_of(RESULTS / f"{name}-curves.csv"):
         curves[row["variant"]][int(row["seed"])][int(row["step"])] = float(row["return"])
-    for figure, (variants, published) in EXPERIMENTS[name].figures.items():
+    for figure, variants in EXPERIMENTS[name].figures.items():
         fig, axes = plt.subplots(figsize=(7, 3.6))
         for variant, color in zip(variants, COLORS, strict=False):
             steps = np.array(sorted({step for run in curves[variant].values() for step in run}))
@@ -189,9 +209,10 @@ def draw(name: str) -> None:
             axes.plot(steps, lines.T, color=color, alpha=0.25, linewidth=0.6)
             axes.fill_between(steps, low, high, color=color, alpha=0.25, linewidth=0)
             axes.plot(steps, lines.mean(0), color=color, linewidth=2, label=variant)
-        if published is not None:
-            label = f"CleanRL, published: {published}"
-            axes.axhline(published, color="#808080", linestyle="--", linewidth=1, label=label)
+        for source, score in EXPERIMENTS[name].published.get(variants[0], {}).items():
+            style = "--" if source == "CleanRL" else ":"
+            level, label = float(score.split()[0]), f"{source}, published: {score}"
+            axes.axhline(level, color="#808080", linestyle=style, linewidth=1, label=label)
         axes.set(xlabel="environment steps", ylabel="return of an episode")
         axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:.0f}k")
         axes.spines[["top", "right"]].set_visible(False)

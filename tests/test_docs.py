@@ -1,0 +1,137 @@
+"""The docs say what is so: generated parts, links, commands, pins."""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from harness import ROOT, build, load
+
+PAGES = [str(page.relative_to(ROOT)) for page in build.pages()]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_generated_parts_are_fresh(page):
+    text = (ROOT / page).read_text()
+    assert build.rebuilt(text) == text, "run python docs/build.py"
+
+
+def test_a_stale_part_is_noticed():
+    text = (ROOT / "docs" / "ppo.md").read_text()
+    assert build.rebuilt(text.replace("gae_lambda * ~dones[t] * gae", "...")) == text
+    assert text.count("gae_lambda * ~dones[t] * gae") > 1
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_inside_the_project(page):
+    """Files exist, line ranges lie inside them, and anchors are there."""
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("http"):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (ROOT / page).parent / name if name else ROOT / page
+        assert path.exists(), target
+        if lines := re.fullmatch(r"L(\d+)-L(\d+)", anchor):
+            first, last = map(int, lines.groups())
+            assert 1 <= first <= last <= len(path.read_text().splitlines()), target
+        elif anchor:
+            there = path.read_text()
+            headings = re.findall(r"^#+ (.+)$", there, re.MULTILINE)
+            slugs = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+            assert anchor in slugs or f'<a id="{anchor}"></a>' in there, target
+
+
+def test_every_detail_has_its_section():
+    for name, detail in build.registry().items():
+        for script in detail["scripts"]:
+            text = (ROOT / build.page(script, name).split("#")[0]).read_text()
+            section = text.split(f'<a id="{name}"></a>\n')[1].split("<a id=")[0]
+            assert section.startswith(f"### {name} {detail['title']}\n")
+            for part in ("**What.**", "**Why.**", "**Source.**", "**Mistakes.**", "**Remove it.**"):
+                assert part in section, (name, part)
+            for kind in (f"code {script} {name}", f"removal {script} {name}", f"source {name}"):
+                assert f"<!-- begin {kind} -->" in section, (name, kind)
+
+
+def test_line_numbers_are_not_typed():
+    """Outside generated parts no page names a line of a script."""
+    for page in PAGES:
+        by_hand = build.PART.sub("", (ROOT / page).read_text())
+        assert not re.search(r"ppo\w*\.py(:\d|#L\d)", by_hand), page
+
+
+def split_pin(line: str) -> tuple[str, set[str], str]:
+    name, extras, version = re.fullmatch(r"([\w-]+)(?:\[([\w,-]+)\])?==([\w.]+)", line).groups()
+    return name, set((extras or "").split(",")) - {""}, version
+
+
+def test_the_script_headers_pin_what_requirements_pin():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    pins = {name: rest for name, *rest in (split_pin(line) for line in lines if "==" in line)}
+    for script in build.scripts():
+        source = (ROOT / script).read_text()
+        block = re.search(r"^# /// script$\n(.*?)^# ///$", source, re.MULTILINE | re.DOTALL)[1]
+        header = tomllib.loads(re.sub(r"^# ?", "", block, flags=re.MULTILINE))
+        assert header["requires-python"] == ">=3.11"
+        named = set()
+        for name, extras, version in map(split_pin, header["dependencies"]):
+            assert version == pins[name][1] and extras <= pins[name][0], name
+            named.add(name)
+        imported = set(re.findall(r"^(?:import|from) (\w+)", source, re.MULTILINE))
+        assert imported - sys.stdlib_module_names <= named
+
+
+def test_the_readme_commands(capsys):
+    """Each `python ppo.py ...` line of README and docs is a command line that exists."""
+    lines = {line for page in PAGES for line in (ROOT / page).read_text().splitlines()}
+    commands = [line.split("#")[0].split() for line in lines if line.startswith("python ppo")]
+    assert len(commands) >= 5
+    done = load("ppo.py").main(["--total-timesteps", "512", "--eval-episodes", "1"])["folder"]
+    half = Path("half")
+    half.mkdir()
+    ppo = load("ppo.py")
+    checkpoint = ppo.load(Path(done)) | {"iteration": 1}
+    checkpoint["args"] |= {"total_timesteps": 1024}
+    ppo.torch.save(checkpoint, half / "checkpoint.pt")
+    for _, script, *flags in commands:
+        if "--resume" in flags:
+            flags = [flag.replace("RUN", str(half)) for flag in flags]
+        elif "--evaluate" in flags:
+            flags = [flag.replace("RUN", done) for flag in flags] + ["--eval-episodes", "1"]
+        elif "--help" not in flags:
+            flags += ["--total-timesteps", "512", "--eval-episodes", "1"]
+        if "--help" in flags:
+            with pytest.raises(SystemExit) as stop:
+                load(script).main(flags)
+            assert stop.value.code == 0 and "--learning-rate" in capsys.readouterr().out
+        else:
+            assert np.isfinite(load(script).main(flags)["greedy"]).all()
+
+
+def test_loading_an_agent_as_the_readme_shows():
+    run = load("ppo.py").main(["--total-timesteps", "512", "--eval-episodes", "0"])["folder"]
+    code = re.search(r"```python\n(import torch.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
+    code = f"RUN = {run!r}\n{code}\nassert action in (0, 1)"
+    done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0
+
+
+def test_documented_tags_are_the_logged_ones():
+    run = load("ppo.py").main(["--total-timesteps", "1024", "--eval-episodes", "0"])["folder"]
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tags = set(EventAccumulator(run).Reload().Tags()["scalars"])
+    page = (ROOT / "docs" / "ppo.md").read_text()
+    assert tags == set(re.findall(r"`((?:charts|losses|debug)/\w+)`", page))
+    assert json.loads(Path(run, "args.json").read_text())["total_timesteps"] == 1024
+
+
+def test_nothing_but_ruff_is_left_to_taste():
+    for command in (["check"], ["format", "--check"]):
+        done = subprocess.run([sys.executable, "-m", "ruff", *command, ROOT], capture_output=True)
+        assert done.returncode == 0, done.stdout.decode()
