@@ -67,7 +67,7 @@ class Args:
     cuda: bool = False  # use a GPU if there is one; networks this small are faster on a CPU
 
     learning_rate: float = 2.5e-4  # Adam's step size in the first update
-    anneal_lr: bool = True  # lower it linearly over the run
+    anneal_lr: bool = True  # lower the learning rate linearly over the run
     gamma: float = 0.99  # discount per step
     gae_lambda: float = 0.95  # GAE: 0 trusts the value function (bias), 1 the rewards (variance)
     bootstrap_truncation: bool = True  # a state cut off by a time limit keeps its value
@@ -75,7 +75,7 @@ class Args:
     update_epochs: int = 4  # passes over a batch
     norm_adv: bool = True  # normalize advantages in each minibatch
     clip_coef: float = 0.2  # epsilon: how far the ratio may move from 1 before its gradient is 0
-    anneal_clip: bool = False  # lower it linearly over the run
+    anneal_clip: bool = False  # lower epsilon linearly over the run
     clip_vloss: bool = True  # clip the value loss too, by the same epsilon
     ent_coef: float = 0.01  # weight of the entropy bonus
     vf_coef: float = 0.5  # weight of the value loss
@@ -84,7 +84,7 @@ class Args:
 
     eval_episodes: int = 10  # games played after training, sampled and again greedy; 0: none
     capture_video: bool = False  # film 1,000 steps of each evaluation, into the run folder
-    checkpoint_every: float = 60.0  # seconds
+    checkpoint_every: float = 60.0  # seconds between checkpoints
     resume: str | None = None  # run folder to continue, with its settings
     evaluate: str | None = None  # run folder whose agent plays, without training
 
@@ -418,8 +418,8 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
 
         # [extra-05] Self-check that the first minibatch's ratio is 1
         # Nothing is learned yet: acting and learning must agree on the probability of each action.
-        if metrics["debug/first_ratio_error"] > 1e-3:
-            run.abort("the first ratio is not 1: look for modified rows, dropout or batch norm")
+        if (error := metrics["debug/first_ratio_error"]) > 1e-3:
+            run.abort(f"first ratio off 1 by {error:.1g}: look for altered rows or dropout")
 
         run.end_iteration(iteration, metrics, {"observations": next_obs, "rewards": rewards})
 
@@ -443,10 +443,10 @@ def fail(message: str, code: int = 2) -> None:
 def check(args: Args) -> None:
     """Refuse settings that can't work, before a file is written."""
     for name, value in vars(args).items():
-        low, high = 0 if name in MAY_BE_0 else 1e-12, HIGHEST.get(name, 1e12)
+        low, high = 1 if type(value) is int else 1e-12, HIGHEST.get(name, 1e12)
+        low, flag = 0 if name in MAY_BE_0 else low, name.replace("_", "-")
         if type(value) in (int, float) and not low <= value <= high:  # NaN fails too
-            flag = name.replace("_", "-")
-            fail(f"--{flag} {value} is out of range: give a number from {low:g} to {high:g}")
+            fail(f"--{flag} {value} is out of range: give a number from {low} to {high}")
     if args.batch_size % args.num_minibatches or args.minibatch_size < 2:
         fail(f"--num-minibatches must cut {args.batch_size} rows (envs x steps) into parts of 2+")
     if args.num_iterations < 1:
@@ -546,7 +546,8 @@ class Run:
         if last or self.stopping:
             self.close()
         if self.stopping:
-            print(f"stopped; go on with: python {SCRIPT}.py --resume {self.folder}")
+            flag = "--evaluate" if last else "--resume"
+            print(f"stopped; go on with: python {SCRIPT}.py {flag} {self.folder}")
             raise SystemExit(130)
         self.stopping = last  # a signal during the evaluation ends the program at once
 

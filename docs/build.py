@@ -4,7 +4,7 @@ A generated part stands between two comments, `<!-- begin KIND ARGUMENT -->` and
 
     map                  the README's table of all details
     code SCRIPT ID       the lines of a script that a detail's markers govern
-    removal SCRIPT ID    the edit that takes the detail out, as a diff
+    removal SCRIPT ID    the edit that takes the detail out, as a diff, and the test that notices
     source ID            the registry's sources and evidence
     scores NAME          an experiment's scores beside published ones
     results NAME COLUMN  an experiment's scores, every seed, and the means of more columns
@@ -132,7 +132,8 @@ def build_removal(script: str, name: str) -> str:
     edited = without(source, registry()[name], script)
     diff = difflib.unified_diff(source.splitlines(), edited.splitlines(), n=1, lineterm="")
     body = "\n".join(line for line in list(diff)[2:] if not line.startswith("@@"))
-    return f"```diff\n{body}\n```"
+    test = registry()[name]["test"]
+    return f"```diff\n{body}\n```\n\nNoticed by [{test}](../tests/test_details.py)."
 
 
 def build_source(name: str) -> str:
