@@ -39,6 +39,7 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 from signal import SIGINT, SIGTERM, signal
+from zipfile import ZipFile
 
 import gymnasium as gym
 import numpy as np
@@ -84,7 +85,7 @@ class Args:
 
     eval_episodes: int = 10  # games played after training, sampled and again greedy; 0: none
     capture_video: bool = False  # film 1,000 steps of each evaluation, into the run folder
-    checkpoint_every: float = 60.0  # seconds between checkpoints
+    checkpoint_every: float = 10.0  # seconds between checkpoints, and between writes of the log
     resume: str | None = None  # run folder to continue, with its settings
     evaluate: str | None = None  # run folder whose agent plays, without training
 
@@ -279,8 +280,6 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
     # DEVIATION: TensorFlow adds it before bias correction: TensorFlow's early steps are smaller.
     optimizer = torch.optim.Adam(parameters, lr=args.learning_rate, eps=1e-5, fused=True)
 
-    run = Run(args, folder, agent, optimizer, checkpoint)  # loads the checkpoint, if there is one
-
     # Row t: the agent saw obs[t] and took actions[t], which earned rewards[t] and led to
     # next_obs[t], the true successor even where an episode ended.
     shape, space = (args.num_steps, args.num_envs), envs.single_action_space  # (T, N)
@@ -290,6 +289,8 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
     logprobs, rewards = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     terminated, truncated = np.zeros(shape, bool), np.zeros(shape, bool)
     episode_return, episode_length = np.zeros(args.num_envs), np.zeros(args.num_envs, int)
+
+    run = Run(args, folder, agent, optimizer, checkpoint)  # loads the checkpoint, if there is one
 
     # [core-01] Vectorized architecture
     # All envs are reset here, once. A rollout goes on where the last one stopped, in mid-episode:
@@ -325,8 +326,9 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
                 # A finished env restarts only here; its last state is kept in next_obs[t].
                 current_obs, done = next_obs[t], terminated[t] | truncated[t]  # (N, D), (N,)
                 if done.any():
-                    step = (iteration - 1) * args.batch_size + (t + 1) * args.num_envs
-                    run.log_episodes(step, episode_return[done], episode_length[done])
+                    steps = (iteration - 1) * args.batch_size + t * args.num_envs + 1
+                    steps = steps + np.flatnonzero(done)  # TensorBoard shows one number a step
+                    run.log_episodes(steps, episode_return[done], episode_length[done])
                     episode_return[done], episode_length[done] = 0, 0
                     current_obs, _ = envs.reset(options={"reset_mask": done})
 
@@ -421,7 +423,8 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
         if (error := metrics["debug/first_ratio_error"]) > 1e-3:
             run.abort(f"first ratio off 1 by {error:.1g}: look for altered rows or dropout")
 
-        run.end_iteration(iteration, metrics, {"observations": next_obs, "rewards": rewards})
+        arrays = {"observations": obs, "next observations": next_obs, "rewards": rewards}
+        run.end_iteration(iteration, metrics, arrays)
 
     envs.close()
     return agent
@@ -431,7 +434,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
 
 FREE = {"resume", "evaluate", "eval_episodes", "capture_video", "checkpoint_every"}  # on a resume
 MAY_BE_0 = "seed gamma gae_lambda ent_coef vf_coef eval_episodes checkpoint_every".split()
-HIGHEST = {"seed": 2**32 - 1, "gamma": 1, "gae_lambda": 1}
+HIGHEST = {"seed": 2**32 - 1, "gamma": 1, "gae_lambda": 1, "num_envs": 10**5, "num_steps": 10**6}
 
 
 def fail(message: str, code: int = 2) -> None:
@@ -471,11 +474,13 @@ def check(args: Args) -> None:
 def load(folder: Path) -> dict:
     """The checkpoint of a run: tensors and plain types only."""
     path = folder / "checkpoint.pt"
-    if not path.is_file():
-        fail(f"{path} does not exist: give the folder of a run, such as one in runs/")
     try:
+        if ZipFile(path).testzip():
+            raise ValueError("a checksum is wrong")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         script = checkpoint["script"]
+    except OSError:
+        fail(f"{path} can't be read: give the folder of a run, such as one in runs/")
     except Exception as error:  # a damaged file makes torch raise any of a dozen kinds
         fail(f"{path} is damaged, use another run: {error!r:.200}")
     if script != SCRIPT:
@@ -496,11 +501,14 @@ class Run:
             optimizer.load_state_dict(checkpoint["optimizer"])
         self.first_step = self.state["iteration"] * args.batch_size
         self.started, self.stopping = time.time(), False
-        folder.mkdir(parents=True, exist_ok=checkpoint is not None)
-        (folder / "args.json").write_text(json.dumps(settings, indent=2))
-        # Steps logged after the checkpoint are run again: TensorBoard drops their first version.
-        self.writer = SummaryWriter(folder, purge_step=self.first_step + 1)
-        self.save()
+        self.log = []  # written together with the checkpoint, so that a resume repeats no step
+        try:
+            folder.mkdir(parents=True, exist_ok=checkpoint is not None)
+            (folder / "args.json").write_text(json.dumps(settings, indent=2))
+            self.writer = SummaryWriter(folder, purge_step=self.first_step + 1)
+            self.save()
+        except OSError as error:
+            fail(f"{folder} can't be written, make room or run elsewhere: {error}")
         signal(SIGINT, self.on_signal)
         signal(SIGTERM, self.on_signal)
         n, epochs, size = args.num_minibatches, args.update_epochs, args.batch_size
@@ -522,38 +530,40 @@ class Run:
             raise SystemExit(130)
         self.stopping = True
 
-    def log_episodes(self, step: int, returns: np.ndarray, lengths: np.ndarray) -> None:
+    def log_episodes(self, steps: np.ndarray, returns: np.ndarray, lengths: np.ndarray) -> None:
         self.state["returns"] = (self.state["returns"] + returns.tolist())[-100:]
-        for episode_return, episode_length in zip(returns, lengths):
-            self.writer.add_scalar("charts/episodic_return", episode_return, step)
-            self.writer.add_scalar("charts/episodic_length", episode_length, step)
+        self.log += [("charts/episodic_return", *point) for point in zip(returns, steps)]
+        self.log += [("charts/episodic_length", *point) for point in zip(lengths, steps)]
 
     def end_iteration(self, iteration: int, metrics: dict, arrays: dict) -> None:
         """Stop at NaN; log and show; save when it is time; end the program if a signal came."""
+        stop, last = self.stopping, iteration == self.args.num_iterations
         for name, value in (arrays | metrics).items():
             if not np.isfinite(value).all():
-                self.abort(f"{name} not finite in iteration {iteration}: lower --learning-rate")
+                fix = "mend the environment" if name in arrays else "try a lower --learning-rate"
+                self.abort(f"{name} not finite in iteration {iteration}: {fix}")
         self.state["iteration"], step = iteration, iteration * self.args.batch_size
         metrics["charts/SPS"] = (step - self.first_step) / (time.time() - self.started)
-        for tag, value in metrics.items():
-            self.writer.add_scalar(tag, value, step)
+        self.log += [(tag, value, step) for tag, value in metrics.items()]
         score = np.mean(self.state["returns"] or np.nan)
         self.bar.set_postfix_str(f"return {score:.1f}, KL {metrics['losses/approx_kl']:.1e}", False)
         self.bar.update(self.args.batch_size)
-        last = iteration == self.args.num_iterations
-        if last or self.stopping or time.time() - self.saved > self.args.checkpoint_every:
+        if last or stop or time.time() - self.saved > self.args.checkpoint_every:
             self.save()
-        if last or self.stopping:
+        if last or stop:
             self.close()
-        if self.stopping:
+        if stop:
             flag = "--evaluate" if last else "--resume"
             print(f"stopped; go on with: python {SCRIPT}.py {flag} {self.folder}")
             raise SystemExit(130)
-        self.stopping = last  # a signal during the evaluation ends the program at once
+        self.stopping |= last  # a signal during the evaluation ends the program at once
 
     def save(self) -> None:
         """Write another file, then rename it: a kill leaves the old checkpoint or the new one."""
+        for tag, value, step in self.log:
+            self.writer.add_scalar(tag, value, step)
         self.writer.flush()
+        self.log.clear()
         weights = {"agent": self.agent.state_dict(), "optimizer": self.optimizer.state_dict()}
         torch.save(self.state | weights, self.folder / "checkpoint.tmp")
         os.replace(self.folder / "checkpoint.tmp", self.folder / "checkpoint.pt")
@@ -597,24 +607,31 @@ def main(argv: list[str] | None = None) -> dict:
     if sys.platform == "linux" and "DISPLAY" not in os.environ:  # draw without a screen
         quiet |= {"MUJOCO_GL": "egl", "SDL_VIDEODRIVER": "dummy"}
     os.environ |= quiet | os.environ
+    sys.path.append(os.getcwd())  # where module:Name-v0 may find your module
     args, checkpoint = tyro.cli(Args, args=argv), None
     name = f"{args.env_id}__{SCRIPT}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
-    folder = Path(args.resume or args.evaluate or "runs/" + re.sub(r"[^\w.-]", "-", name))
-    if args.resume or args.evaluate:
-        checkpoint = load(folder)
+    folder = Path("runs", re.sub(r"[^\w.-]", "-", name))
+    for given in (args.resume, args.evaluate):
+        if given is not None:
+            folder, checkpoint = Path(given), load(Path(given))
+    if checkpoint:
         saved = Args(**checkpoint["args"])
         args = tyro.cli(Args, args=argv, default=saved)
         for name in vars(saved).keys() - FREE:
             if getattr(args, name) != getattr(saved, name):
                 fail(f"--{name.replace('_', '-')} can't change in a run that exists: leave it out")
-        if args.resume and (args.evaluate or checkpoint["iteration"] >= args.num_iterations):
+        finished = checkpoint["iteration"] >= args.num_iterations
+        if args.resume is not None and (finished or args.evaluate is not None):
             fail(f"{folder} is trained to its end: use --evaluate alone, or train a new run")
     check(args)
-    if args.evaluate:
+    if checkpoint:
         env = make_env(args)
         agent = Agent(env.observation_space, env.action_space)
-        agent.load_state_dict(checkpoint["agent"])
-    else:
+        try:
+            agent.load_state_dict(checkpoint["agent"])
+        except RuntimeError:
+            fail(f"{folder} doesn't fit {args.env_id}, whose spaces have changed: train a new run")
+    if args.evaluate is None:
         agent = train(args, folder, checkpoint)
     modes = ["sampled", "greedy"] if args.eval_episodes else []
     scores = {mode: evaluate(args, agent, folder, mode) for mode in modes}

@@ -233,8 +233,10 @@ BAD = {
     "--observe 4": "0 to 3",
     "--observe -1": "0 to 3",
     "--env-id known_envs:Ends-v0 --capture-video": "leave out --capture-video",
-    "--resume nowhere": "does not exist",
-    "--evaluate nowhere": "does not exist",
+    "--num-envs 1000000": "--num-envs 1000000 is out of range",
+    "--resume nowhere": "can't be read",
+    "--evaluate nowhere": "can't be read",
+    "--resume=": "can't be read",
     "--resume here --seed 2": "--seed can't change",
     "--resume here --learning-rate 0.1": "--learning-rate can't change",
     "--evaluate here --observe 0": "--observe can't change",
@@ -242,7 +244,10 @@ BAD = {
     "--resume cut": "is damaged",
     "--evaluate empty": "is damaged",
     "--evaluate list": "is damaged",
+    "--evaluate flipped": "is damaged",
     "--evaluate foreign": "is from other.py",
+    "--resume changed": "whose spaces have changed",
+    "--evaluate changed": "whose spaces have changed",
 }
 
 
@@ -258,12 +263,17 @@ def runs(tmp_path_factory):
             flags = ["--total-timesteps", "512", *NO_GAMES]
             here = Path(load(script).main(flags)["folder"])
             whole = (here / "checkpoint.pt").read_bytes()
-            foreign = torch.load(here / "checkpoint.pt", weights_only=True) | {"script": "other"}
+            good = torch.load(here / "checkpoint.pt", weights_only=True)
+            foreign, changed = good | {"script": "other"}, good | {"iteration": 0}
+            changed["args"] = good["args"] | {"observe": (0, 2)}
+            weights = next(iter(good["agent"].values())).numpy().tobytes()[:16]
+            at = whole.index(weights)
+            flipped = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
             shutil.copytree(here, home / "here")
-            for name, content in (("cut", whole[: len(whole) // 2]), ("empty", b"")):
+            for name, content in (("cut", whole[:-999]), ("empty", b""), ("flipped", flipped)):
                 (home / name).mkdir()
                 (home / name / "checkpoint.pt").write_bytes(content)
-            for name, content in (("list", [1, 2]), ("foreign", foreign)):
+            for name, content in (("list", [1, 2]), ("foreign", foreign), ("changed", changed)):
                 (home / name).mkdir()
                 torch.save(content, home / name / "checkpoint.pt")
         return made[script]
