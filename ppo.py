@@ -242,7 +242,7 @@ def policy_loss(advantages, ratio, clip_coef: float) -> torch.Tensor:
 
 # [core-09] Value function loss clipping
 # The larger of two errors: the new value's, and that of one kept within epsilon of the old value.
-# Contested: two studies saw no gain, and epsilon is in units of reward.
+# Contested: two studies saw no gain, and epsilon is in units of return.
 # Source: ppo2/model.py#L68-L75.
 def value_loss(new_values, old_values, returns, clip_coef: float | None) -> torch.Tensor:
     """Half the mean squared error over rows (M,); `clip_coef` None: no clipping."""
@@ -479,10 +479,8 @@ def load(folder: Path) -> dict:
             raise ValueError("a checksum is wrong")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         script = checkpoint["script"]
-    except OSError:
-        fail(f"{path} can't be read: give the folder of a run, such as one in runs/")
     except Exception as error:  # a damaged file makes torch raise any of a dozen kinds
-        fail(f"{path} is damaged, use another run: {error!r:.200}")
+        fail(f"{path} is missing or damaged, give the folder of a run in runs/: {error!r:.200}")
     if script != SCRIPT:
         fail(f"{path} is from {script}.py: use that script")
     return checkpoint
@@ -512,8 +510,10 @@ class Run:
         signal(SIGINT, self.on_signal)
         signal(SIGTERM, self.on_signal)
         n, epochs, size = args.num_minibatches, args.update_epochs, args.batch_size
-        print(f"{args.env_id}: {args.num_envs} envs x {args.num_steps} steps = {size} rows,")
-        print(f"{n} minibatches x {epochs} epochs = {n * epochs} gradient steps, times")
+        print(
+            f"{args.env_id}: {args.num_envs} envs x {args.num_steps} steps = {size} rows", end=", "
+        )
+        print(f"{n} minibatches x {epochs} epochs = {n * epochs} gradient steps an iteration")
         size, device = sum(p.numel() for p in agent.parameters()), next(agent.parameters()).device
         print(f"{args.num_iterations} iterations; {size:,} parameters on {device}; into {folder}")
         if checkpoint:
