@@ -558,12 +558,15 @@ class Run:
             raise SystemExit(130)
         self.stopping |= last  # a signal during the evaluation ends the program at once
 
-    def save(self) -> None:
-        """Write another file, then rename it: a kill leaves the old checkpoint or the new one."""
+    def write_log(self) -> None:
         for tag, value, step in self.log:
             self.writer.add_scalar(tag, value, step)
         self.writer.flush()
         self.log.clear()
+
+    def save(self) -> None:
+        """Write another file, then rename it: a kill leaves the old checkpoint or the new one."""
+        self.write_log()
         weights = {"agent": self.agent.state_dict(), "optimizer": self.optimizer.state_dict()}
         torch.save(self.state | weights, self.folder / "checkpoint.tmp")
         os.replace(self.folder / "checkpoint.tmp", self.folder / "checkpoint.pt")
@@ -575,6 +578,7 @@ class Run:
 
     def close(self) -> None:
         self.bar.close()
+        self.write_log()
         self.writer.close()
 
 

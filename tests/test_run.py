@@ -183,6 +183,7 @@ def test_nan_stops_the_run(ppo, capsys, kind, quantity):
     assert stop.value.code == 1
     assert error.startswith(f"error: {quantity} not finite in iteration 2")
     path = next(Path("runs").glob("*/checkpoint.pt"))
+    assert [step for step, _ in scalars(path.parent)["losses/value_loss"]] == [64]
     assert f"the last good checkpoint is {path}" in error
     assert checkpoint(path.parent)["iteration"] == 1
     assert all(torch.isfinite(tensor).all() for tensor in checkpoint(path.parent)["agent"].values())
