@@ -326,9 +326,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
                 # A finished env restarts only here; its last state is kept in next_obs[t].
                 current_obs, done = next_obs[t], terminated[t] | truncated[t]  # (N, D), (N,)
                 if done.any():
-                    steps = (iteration - 1) * args.batch_size + t * args.num_envs + 1
-                    steps = steps + np.flatnonzero(done)  # TensorBoard shows one number a step
-                    run.log_episodes(steps, episode_return[done], episode_length[done])
+                    run.log_episodes(iteration, t, done, episode_return, episode_length)
                     episode_return[done], episode_length[done] = 0, 0
                     current_obs, _ = envs.reset(options={"reset_mask": done})
 
@@ -530,10 +528,12 @@ class Run:
             raise SystemExit(130)
         self.stopping = True
 
-    def log_episodes(self, steps: np.ndarray, returns: np.ndarray, lengths: np.ndarray) -> None:
-        self.state["returns"] = (self.state["returns"] + returns.tolist())[-100:]
-        self.log += [("charts/episodic_return", *point) for point in zip(returns, steps)]
-        self.log += [("charts/episodic_length", *point) for point in zip(lengths, steps)]
+    def log_episodes(self, iteration: int, t: int, done, returns, lengths) -> None:
+        step = (iteration - 1) * self.args.batch_size + t * self.args.num_envs + 1
+        for i in np.flatnonzero(done):  # at steps of their own: TensorBoard shows one number a step
+            self.log.append(("charts/episodic_return", returns[i], step + i))
+            self.log.append(("charts/episodic_length", lengths[i], step + i))
+            self.state["returns"] = [*self.state["returns"], float(returns[i])][-100:]
 
     def end_iteration(self, iteration: int, metrics: dict, arrays: dict) -> None:
         """Stop at NaN; log and show; save when it is time; end the program if a signal came."""

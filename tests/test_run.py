@@ -75,6 +75,8 @@ def test_what_a_run_leaves_behind(ppo, script, capsys):
     sums = {0: sum(np.sin(0.0 + t) for t in range(5)), 1: sum(np.sin(3.0 + t) for t in range(7))}
     returns = [value for _, value in logged["charts/episodic_return"]]
     lengths = [value for _, value in logged["charts/episodic_length"]]
+    steps = [step for step, _ in logged["charts/episodic_return"]]
+    assert steps == sorted(set(steps)) and 0 < steps[0] and steps[-1] <= 192
     assert sum(abs(r - sums[0]) < 1e-4 for r in returns) == 4
     assert sum(abs(r - sums[1]) < 1e-4 for r in returns) == 4
     assert lengths.count(5) >= 4 and lengths.count(7) >= 4 and set(lengths) == {5, 7}
