@@ -508,9 +508,7 @@ class Run:
         signal(SIGINT, self.on_signal)
         signal(SIGTERM, self.on_signal)
         n, epochs, size = args.num_minibatches, args.update_epochs, args.batch_size
-        print(
-            f"{args.env_id}: {args.num_envs} envs x {args.num_steps} steps = {size} rows", end=", "
-        )
+        print(f"{args.num_envs} envs x {args.num_steps} steps = {size} rows", end=", ")
         print(f"{n} minibatches x {epochs} epochs = {n * epochs} gradient steps an iteration")
         size, device = sum(p.numel() for p in agent.parameters()), next(agent.parameters()).device
         print(f"{args.num_iterations} iterations; {size:,} parameters on {device}; into {folder}")
