@@ -227,6 +227,7 @@ def test_core_13(ppo):
     """The value loss moves no parameter of the policy, and the other way round."""
     agent = ppo.Agent(ppo.gym.spaces.Box(-1, 1, (4,)), ppo.gym.spaces.Discrete(2))
     obs = torch.randn(8, 4)
+    assert agent.value(obs).shape == (8,)  # a last axis of 1 would broadcast in the loss
     for own, other, loss in (
         (agent.critic, agent.actor, lambda: agent.value(obs).sum()),
         (
