@@ -95,7 +95,7 @@ def test_the_readme_commands(capsys):
     half = Path("half")
     half.mkdir()
     ppo = load("ppo.py")
-    checkpoint = ppo.load(Path(done)) | {"iteration": 1}
+    checkpoint = ppo.load(Path(done))[1] | {"iteration": 1}
     checkpoint["args"] |= {"total_timesteps": 1024}
     ppo.torch.save(checkpoint, half / "checkpoint.pt")
     for _, script, *flags in commands:
