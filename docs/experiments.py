@@ -33,7 +33,8 @@ from matplotlib import pyplot as plt
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, FIGURES = ROOT / "docs" / "results", ROOT / "docs" / "figures"
 BINS = 100
-ROW = ["variant", "seed", "score", "sampled", "greedy", "explained_variance", "value_loss"]
+ROW = ["variant", "seed", "score", "spread", "sampled", "greedy"]
+ROW += ["explained_variance", "value_loss"]
 CURVE = ["variant", "seed", "step", "return"]
 COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00"]  # Okabe and Ito's, for all eyes
 
@@ -66,6 +67,24 @@ EXPERIMENTS = {
             "Acrobot-v1": {"CleanRL": "-86.36 ± 1.32", "openai/baselines": "-81.82 ± 5.58"},
         },
     ),
+    # MuJoCo with the defaults, and Pendulum with a shorter horizon and larger steps.
+    "continuous": Experiment(
+        variants={
+            "HalfCheetah-v4": "ppo_continuous.py --env-id HalfCheetah-v4",
+            "Walker2d-v4": "ppo_continuous.py --env-id Walker2d-v4",
+            "Hopper-v4": "ppo_continuous.py --env-id Hopper-v4",
+            "Pendulum-v1": "ppo_continuous.py --env-id Pendulum-v1 --gamma 0.9"
+            " --learning-rate 0.001 --total-timesteps 200000",
+        },
+        seeds=range(1, 4),
+        figures={name: [name] for name in ("HalfCheetah-v4", "Walker2d-v4", "Hopper-v4")},
+        # 1,000,000 steps, 3 seeds: docs/benchmark/ppo_continuous_action.md of CleanRL.
+        published={
+            "HalfCheetah-v4": {"CleanRL": "1442.64 ± 46.03"},
+            "Walker2d-v4": {"CleanRL": "2287.95 ± 571.78"},
+            "Hopper-v4": {"CleanRL": "2382.86 ± 271.74"},
+        },
+    ),
 }
 
 
@@ -90,7 +109,8 @@ def run(command: str, seed: int) -> tuple[dict, list[dict]]:
     for tag in ("explained_variance", "value_loss"):
         numbers = [event.value for event in events.Scalars(f"losses/{tag}")]
         last[tag] = np.mean(numbers[-len(numbers) // 10 :])
-    row = {"score": np.mean(checkpoint["returns"]), **games, **last}
+    returns = checkpoint["returns"]  # of the last 100 training episodes
+    row = {"score": np.mean(returns), "spread": np.std(returns), **games, **last}
     total = checkpoint["args"]["total_timesteps"]
     bins = defaultdict(list)
     for event in events.Scalars("charts/episodic_return"):
