@@ -113,6 +113,15 @@ class Args:
 # ---------------------------------------- Environment ----------------------------------------
 
 
+# [continuous-05 1/3] Clipped for the environment, stored unclipped
+# What is stored and scored is the sample: an agent scored on clipped actions would learn about
+# others than it chose. Source: common/wrappers.py#L21-L29, ppo2/runner.py#L29-L38.
+def valid_action(action: np.ndarray, box: gym.spaces.Box) -> np.ndarray:
+    """A sample (A,) as the environment takes it: in its shape and bounds, NaN as 0."""
+    action = np.where(np.isnan(action), 0, action).reshape(box.shape)
+    return action.clip(box.low, box.high)
+
+
 def make_env(args: Args, video: Path | None = None) -> gym.Env:
     """One environment: observation (D,), actions as the policy's; `video`: folder for a film."""
     env = gym.make(args.env_id, render_mode="rgb_array" if video else None)
@@ -125,17 +134,11 @@ def make_env(args: Args, video: Path | None = None) -> gym.Env:
         part = gym.spaces.Box(full.low[keep], full.high[keep], dtype=full.dtype)
         env = gym.wrappers.TransformObservation(env, lambda obs: obs[keep], part)
 
-    # [continuous-05 1/2] Clipped for the environment, stored unclipped
-    # What is stored and scored is the sample: an agent scored on clipped actions would learn about
-    # others than it chose. NaN becomes 0. Source: common/wrappers.py#L21-L29, ppo2/runner.py#L38.
-    box = env.action_space  # of any shape, flat (A,) for the policy
-    flat = gym.spaces.Box(box.low.ravel(), box.high.ravel(), dtype=np.float32)
-
-    def valid(action: np.ndarray) -> np.ndarray:
-        action = np.where(np.isnan(action), 0, action).clip(flat.low, flat.high)
-        return action.reshape(box.shape)
-
-    return gym.wrappers.TransformAction(env, valid, flat)
+    # [continuous-05 2/3] Clipped for the environment, stored unclipped
+    box = env.action_space  # of any shape; flat for the policy, (A,)
+    low, high = (bound.ravel().astype(np.float32) for bound in (box.low, box.high))
+    flat = gym.spaces.Box(low, high)
+    return gym.wrappers.TransformAction(env, partial(valid_action, box=box), flat)
 
 
 def make_envs(args: Args, num_envs: int, video: Path | None = None) -> gym.vector.VectorEnv:
@@ -210,6 +213,7 @@ class RunningMeanStd(nn.Module):
         return self
 
     def update(self, x: np.ndarray) -> None:
+        """Count the n rows of x (n, *shape)."""
         mean, m2, count = self.mean.numpy(), self.m2.numpy(), self.count.numpy()  # no copies
         delta = x - mean
         count += len(x)
@@ -217,6 +221,7 @@ class RunningMeanStd(nn.Module):
         m2 += (delta * (x - mean)).sum(0)  # squared deviations: the variance is m2 / count
 
     def std(self) -> np.ndarray:
+        """Standard deviation (*shape) of all rows; never 0."""
         return np.sqrt(self.m2.numpy() / self.count.numpy() + 1e-8)
 
 
@@ -542,7 +547,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
             "debug/first_ratio_error": ratio_errors[0].max().item(),
         }
 
-        # [continuous-05 2/2] Clipped for the environment, stored unclipped
+        # [continuous-05 3/3] Clipped for the environment, stored unclipped
         # More and more clipped actions: the policy presses against the bounds.
         outside = (actions < space.low) | (actions > space.high)
         metrics["debug/clipped_actions"] = outside.mean()  # share of all components

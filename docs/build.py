@@ -47,6 +47,7 @@ def markers(source: str) -> dict[str, list[dict]]:
 
     `first` and `last` are the lines (from 1) of what a site governs, its comments included: the
     whole definition if it stands above one, else all up to the next blank line or dedent.
+    `comments` counts the lines of comment that are its own, up to a marker stacked below it.
     """
     lines, found = source.splitlines(), {}
     definitions = {}  # first line of a definition, decorators included -> its last line
@@ -61,14 +62,17 @@ def markers(source: str) -> dict[str, list[dict]]:
         code = number + 1
         while lines[code - 1].strip().startswith("#"):
             code += 1
+        comments = [line.strip() for line in lines[number : code - 1]]
+        stacked = [i for i, comment in enumerate(comments) if MARKER.match(comment)]
         last = definitions.get(code)
         if last is None:
             last = code
             while last < len(lines) and lines[last].startswith(indent) and lines[last].strip():
                 last += 1
         found.setdefault(name, []).append(
-            {"first": number, "code": code, "last": last, "title": title}
+            {"first": number, "last": last, "title": title}
             | {"site": int(site or 1), "sites": int(sites or 1)}
+            | {"comments": min([len(comments), *stacked])}
         )
     return found
 

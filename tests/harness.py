@@ -5,6 +5,7 @@ import sys
 import types
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -37,6 +38,7 @@ class Record:
     """What went through a training run, in order; arrays are copies."""
 
     acted: list = field(default_factory=list)  # obs (N, D) the policy acted on
+    valued: list = field(default_factory=list)  # obs and next_obs (T, N, D) of each rollout
     gae: list = field(default_factory=list)  # arguments and result of compute_gae
     learned: list = field(default_factory=list)  # a dict per minibatch
     losses: list = field(default_factory=list)  # what backward was called on
@@ -47,9 +49,21 @@ class Record:
     result: dict | None = None
 
 
-def record(module: types.ModuleType, *flags: str) -> Record:
-    """Run a script's main with these flags and write down what happens."""
-    rec, policy = Record(), module.Agent.policy
+def unscaled(module: types.ModuleType) -> types.ModuleType:
+    """A script that leaves observations and rewards as they are (but for the clipping at 10): what
+    the others do, too, so that the details all share can be tested on it in the same way."""
+    if hasattr(module, "RunningMeanStd"):
+        module.RunningMeanStd.update = lambda self, x: None
+        module.RunningMeanStd.std = lambda self: np.ones(self.mean.shape)
+    return module
+
+
+def record(module: types.ModuleType, *flags: str, scaled: bool = False) -> Record:
+    """Run a script's main with these flags and write down what happens; `scaled`: with running
+    statistics, in a script that has them."""
+    if not scaled:
+        unscaled(module)
+    rec, policy, value = Record(), module.Agent.policy, module.Agent.value
 
     def grads(optimizer):
         return [p.grad for p in optimizer.param_groups[0]["params"]]
@@ -82,10 +96,21 @@ def record(module: types.ModuleType, *flags: str) -> Record:
     def spy_policy(self, obs):
         dist = policy(self, obs)
         if torch.is_grad_enabled():
-            rec.learned.append({"obs": obs.numpy().copy(), "dist": dist})
+            numbers = {k: v.detach().numpy().copy() for k, v in vars(dist).items()}
+            rec.learned.append({"obs": obs.numpy().copy(), "dist": numbers})
+            dist.log_prob = partial(spy_log_prob, dist.log_prob)
         else:
             rec.acted.append(obs.numpy().copy())
         return dist
+
+    def spy_log_prob(log_prob, actions):
+        rec.learned[-1]["actions"] = actions.numpy().copy()
+        return log_prob(actions)
+
+    def spy_value(self, obs):
+        if not torch.is_grad_enabled():
+            rec.valued.append(obs.numpy().copy())
+        return value(self, obs)
 
     def spy_pg(advantages, ratio, clip_coef):
         loss = pg(advantages, ratio, clip_coef)
@@ -120,6 +145,7 @@ def record(module: types.ModuleType, *flags: str) -> Record:
     with ExitStack() as stack:
         for target, name, spy in [
             (module.Agent, "policy", spy_policy),
+            (module.Agent, "value", spy_value),
             (module, "policy_loss", spy_pg),
             (module, "value_loss", spy_vf),
             (module, "compute_gae", spy_gae),
@@ -133,7 +159,18 @@ def record(module: types.ModuleType, *flags: str) -> Record:
     return rec
 
 
+# ppo.py's defaults for all, so that one test can be run on every script.
+SIZES = "--num-envs 4 --num-steps 128 --num-minibatches 4 --update-epochs 4".split()
+SAME = [*SIZES, "--learning-rate", "2.5e-4", "--ent-coef", "0.01"]
+
+# A run of each script on an environment with four observations, rollouts of 512 rows.
+QUICK = {
+    "ppo.py": ["--env-id", "CartPole-v1", *SIZES],
+    "ppo_continuous.py": ["--env-id", "InvertedPendulum-v5", *SIZES],
+}
+
+
 def small(env: str = "Ends-v0", *flags: str, iterations: int = 3) -> list[str]:
     """Flags of a run of 4 envs x 16 steps, 4 minibatches, on a known environment."""
     sizes = ["--num-steps", "16", "--total-timesteps", str(64 * iterations)]
-    return ["--env-id", f"known_envs:{env}", *sizes, *flags]
+    return ["--env-id", f"known_envs:{env}", *SAME, *sizes, *flags]

@@ -3,6 +3,9 @@
 test_removals.py runs each of these on the script without its detail and expects it to fail.
 """
 
+import math
+
+import known_envs
 import numpy as np
 import pytest
 import torch
@@ -11,9 +14,22 @@ from harness import record, small
 LR = 2.5e-4
 
 
-def softmax_log(logits: np.ndarray) -> np.ndarray:
-    logits = logits.astype(np.float64)
-    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+def spaces(ppo, observations: int, actions: int):
+    """An observation space, and one of `actions` choices or torques, for a script's Agent."""
+    space = ppo.gym.spaces.Box(-1, 1, (observations,))
+    if ppo.gym.spaces.Discrete in ppo.ACTION_SPACES:
+        return space, ppo.gym.spaces.Discrete(actions)
+    return space, ppo.gym.spaces.Box(-1, 1, (actions,))
+
+
+def entropies(dist: dict) -> np.ndarray:
+    """Of each row of a recorded distribution."""
+    if "logp" in dist:
+        logp = dist["logp"].astype(np.float64)
+        logp = logp - np.log(np.exp(logp).sum(-1, keepdims=True))
+        return -(np.exp(logp) * logp).sum(-1)
+    one = dist["log_std"].astype(np.float64) + 0.5 * math.log(2 * math.pi * math.e)
+    return np.full(len(dist["mean"]), one.sum())
 
 
 def test_core_01(ppo):
@@ -29,13 +45,12 @@ def test_core_01(ppo):
 
 def test_core_02(ppo):
     """Hidden weights times their transpose are 2 I, heads 1e-4 and 1; biases are 0."""
-    obs, actions = ppo.gym.spaces.Box(-1, 1, (7,)), ppo.gym.spaces.Discrete(3)
-    agent = ppo.Agent(obs, actions)
+    agent = ppo.Agent(*spaces(ppo, 7, 3))
     gains = {64: 2.0, 3: 1e-4, 1: 1.0}
     seen = []
     for name, parameter in agent.named_parameters():
         weight = parameter.detach().double().numpy()
-        if name.endswith("bias"):
+        if weight.ndim == 1:
             assert not weight.any(), name
         else:
             short = weight @ weight.T if weight.shape[0] <= weight.shape[1] else weight.T @ weight
@@ -173,12 +188,9 @@ def test_core_10(ppo):
     rec = record(ppo, *small("Ends-v0", "--ent-coef", "0.3", "--vf-coef", "0.7", iterations=1))
     assert len(rec.losses) == len(rec.learned) == 16
     for loss, minibatch in zip(rec.losses, rec.learned, strict=True):
-        logp = softmax_log(minibatch["dist"].logp.detach().numpy())
-        entropy = -(np.exp(logp) * logp).sum(-1).mean()
+        entropy = entropies(minibatch["dist"]).mean()
         expected = minibatch["pg_loss"] - 0.3 * entropy + 0.7 * minibatch["v_loss"]
         assert loss == pytest.approx(expected, abs=1e-5)
-    uniform = ppo.Categorical(torch.zeros(2, 4))
-    np.testing.assert_allclose(uniform.entropy().numpy(), np.log(4), rtol=1e-6)
 
 
 def test_core_11(ppo):
@@ -199,16 +211,12 @@ def test_core_12(ppo):
         step, minibatches = 64 * (i + 1), rec.learned[16 * i : 16 * i + 16]
         log_ratio = np.log([m["ratio"].astype(np.float64) for m in minibatches])
         ratio = np.exp(log_ratio)
-        entropies = []
-        for minibatch in minibatches:
-            logp = softmax_log(minibatch["dist"].logp.detach().numpy())
-            entropies.append(-(np.exp(logp) * logp).sum(-1).mean())
         _, values, *_, advantages = rec.gae[i]
         returns = (advantages + values).astype(np.float64)
         expected = {
             "losses/policy_loss": np.mean([m["pg_loss"] for m in minibatches]),
             "losses/value_loss": np.mean([m["v_loss"] for m in minibatches]),
-            "losses/entropy": np.mean(entropies),
+            "losses/entropy": np.mean([entropies(m["dist"]) for m in minibatches]),
             "losses/old_approx_kl": -log_ratio.mean(),
             "losses/approx_kl_k2": (log_ratio**2).mean() / 2,
             "losses/approx_kl": (ratio - 1 - log_ratio).mean(),
@@ -225,16 +233,13 @@ def test_core_12(ppo):
 
 def test_core_13(ppo):
     """The value loss moves no parameter of the policy, and the other way round."""
-    agent = ppo.Agent(ppo.gym.spaces.Box(-1, 1, (4,)), ppo.gym.spaces.Discrete(2))
+    agent = ppo.Agent(*spaces(ppo, 4, 2))
     obs = torch.randn(8, 4)
+    actions = torch.ones(8, 2) if hasattr(agent, "log_std") else torch.ones(8, dtype=int)
     assert agent.value(obs).shape == (8,)  # a last axis of 1 would broadcast in the loss
     for own, other, loss in (
         (agent.critic, agent.actor, lambda: agent.value(obs).sum()),
-        (
-            agent.actor,
-            agent.critic,
-            lambda: agent.policy(obs).log_prob(torch.ones(8, dtype=int)).sum(),
-        ),
+        (agent.actor, agent.critic, lambda: agent.policy(obs).log_prob(actions).sum()),
     ):
         agent.zero_grad()
         loss().backward()
@@ -331,8 +336,7 @@ def test_extra_05(ppo):
     policy = ppo.Agent.policy
 
     def noisy(self, obs):
-        logp = policy(self, obs).logp
-        return ppo.Categorical(logp + torch.rand_like(logp) if torch.is_grad_enabled() else logp)
+        return policy(self, obs + torch.rand_like(obs) if torch.is_grad_enabled() else obs)
 
     ppo.Agent.policy = noisy
     try:
@@ -342,3 +346,281 @@ def test_extra_05(ppo):
     else:
         code = 0
     assert code == 1
+
+
+def numpy_mlp(parameters: dict, name: str, x: np.ndarray) -> np.ndarray:
+    """A network of two hidden tanh layers by hand, from the agent's parameters of that name."""
+    get = {k: v.detach().double().numpy() for k, v in parameters.items()}
+    for layer in ("hidden1", "hidden2"):
+        x = np.tanh(x @ get[f"{name}.{layer}.weight"].T + get[f"{name}.{layer}.bias"])
+    return x @ get[f"{name}.head.weight"].T + get[f"{name}.head.bias"]
+
+
+def test_continuous_01(ppo):
+    """Actions are normal around the network's output; the gradient reaches mean and std."""
+    agent = ppo.Agent(*spaces(ppo, 4, 2))
+    with torch.no_grad():
+        agent.actor.head.bias[:] = torch.tensor([0.9, -0.3])
+        agent.log_std[:] = torch.tensor([math.log(0.5), math.log(2.0)])
+    obs = torch.randn(4)
+    dist = agent.policy(obs.expand(100_000, 4))
+    samples = dist.sample().detach().double().numpy()
+    mean = numpy_mlp(dict(agent.named_parameters()), "actor", obs.double().numpy())
+    np.testing.assert_allclose(dist.mode[0].detach().numpy(), mean, atol=1e-5)
+    np.testing.assert_allclose(samples.mean(0), mean, atol=0.03)
+    np.testing.assert_allclose(samples.std(0), [0.5, 2], rtol=0.02)
+    centred = (samples - samples.mean(0)) / samples.std(0)
+    np.testing.assert_allclose((centred**4).mean(0), 3, rtol=0.05)  # as a normal's: no squashing
+    assert (np.abs(samples) > 1).any(0).all()  # the bounds are the environment's business
+    few = agent.policy(obs.expand(1000, 4))
+    few.log_prob(torch.as_tensor(samples[:1000], dtype=torch.float32)).sum().backward()
+    z = (samples[:1000] - mean) / [0.5, 2]
+    np.testing.assert_allclose(agent.log_std.grad.numpy(), (z**2 - 1).sum(0), rtol=1e-3, atol=0.1)
+    by_hand = (z / [0.5, 2]).sum(0)
+    np.testing.assert_allclose(agent.actor.head.bias.grad.numpy(), by_hand, rtol=1e-3, atol=0.1)
+
+
+def test_continuous_02(ppo):
+    """One std for all observations: 1 before training, another after it, learned by gradients."""
+    agent, obs = ppo.Agent(*spaces(ppo, 4, 2)), torch.randn(64, 4)
+    dist = agent.policy(obs)
+    assert (dist.std.expand_as(dist.mean) == 1).all()
+    rec = record(ppo, *small("Ends-v0", "--learning-rate", "0.01", "--ent-coef", "0"), scaled=True)
+    last = rec.learned[-1]["dist"]
+    std = np.broadcast_to(last["std"], last["mean"].shape)
+    assert (std == std[0]).all() and (np.abs(std[0] - 1) > 1e-3).all()
+    assert np.ptp(last["mean"], axis=0).min() > 1e-3  # while the mean does depend on them
+    logged = [value for _, value in rec.scalars["debug/action_std"]]
+    assert logged[-1] == pytest.approx(std[0].mean(), rel=0.02) and logged[-1] != logged[0]
+
+
+def test_continuous_03(ppo):
+    """Log-probabilities and entropies are sums over components, one number a row."""
+    three = ppo.Gaussian(torch.zeros(5, 3), torch.zeros(3))
+    np.testing.assert_allclose(three.log_prob(torch.zeros(5, 3)).numpy(), [-2.7568] * 5, atol=1e-4)
+    np.testing.assert_allclose(three.entropy().numpy(), [4.2568] * 5, atol=1e-4)
+    rng = np.random.default_rng(0)
+    mean, actions = rng.normal(size=(2, 7, 3))
+    log_std = rng.normal(size=3)
+    density = np.exp(-0.5 * ((actions - mean) / np.exp(log_std)) ** 2)
+    density /= np.exp(log_std) * np.sqrt(2 * np.pi)
+    dist = ppo.Gaussian(torch.tensor(mean), torch.tensor(log_std))
+    got = dist.log_prob(torch.tensor(actions))
+    np.testing.assert_allclose(got.numpy(), np.log(density.prod(-1)), rtol=1e-9)
+    normal = torch.distributions.Normal(dist.mean, dist.std)
+    np.testing.assert_allclose(dist.entropy().numpy(), normal.entropy().sum(-1).numpy(), rtol=1e-9)
+    assert got.shape == dist.entropy().shape == (7,)
+
+
+def test_continuous_04(ppo):
+    """Policy and value are two networks of two tanh layers that share no parameter."""
+    agent, obs = ppo.Agent(*spaces(ppo, 4, 2)), torch.randn(8, 4)
+    parameters = dict(agent.named_parameters())
+    for name, got in (("actor", agent.policy(obs).mode), ("critic", agent.value(obs)[:, None])):
+        by_hand = numpy_mlp(parameters, name, obs.double().numpy())
+        np.testing.assert_allclose(got.detach().numpy(), by_hand, atol=1e-5)
+    agent.policy(obs).log_prob(torch.ones(8, 2)).sum().backward()
+    assert all(p.grad is None or not p.grad.any() for p in agent.critic.parameters())
+
+
+def test_continuous_05(ppo):
+    """The environment gets clipped actions; the rollout keeps, and learns from, the samples."""
+    sampled, step = [], ppo.gym.vector.SyncVectorEnv.step
+
+    def spy(self, actions):
+        sampled.append(np.copy(actions))
+        return step(self, actions)
+
+    ppo.gym.vector.SyncVectorEnv.step = spy
+    try:
+        rec = record(ppo, *small(), scaled=True)
+    finally:
+        ppo.gym.vector.SyncVectorEnv.step = step
+    sampled = np.array(sampled)  # (3 * 16, 4, 2)
+    applied = np.array([e[4] for e in rec.log if e[0] == "step"]).reshape(sampled.shape)
+    assert (np.abs(sampled) > 1).mean() > 0.2
+    np.testing.assert_allclose(applied, np.clip(sampled, -1, 1), atol=1e-6)
+    for i in range(3):
+        learned = np.concatenate([m["actions"] for m in rec.learned[16 * i : 16 * i + 4]])
+        rollout = sampled[16 * i : 16 * i + 16].reshape(64, 2)
+        assert sorted(map(tuple, learned)) == sorted(map(tuple, rollout))
+        share = dict(rec.scalars["debug/clipped_actions"])[64 * (i + 1)]
+        assert share == pytest.approx((np.abs(rollout) > 1).mean())
+    assert max(value for _, value in rec.scalars["debug/first_ratio_error"]) < 1e-5
+    env = ppo.make_env(ppo.Args(env_id="known_envs:Ends-v0"))
+    env.reset()
+    for action, right in (([np.nan, 0.3], [0, 0.3]), ([np.inf, -np.inf], [1, -1])):
+        env.step(np.array(action, np.float32))
+        np.testing.assert_allclose(known_envs.LOG[-1][4], right, atol=1e-6)
+    env = ppo.make_env(ppo.Args(env_id="known_envs:Shapes-v0"))  # a matrix, a bound for each
+    env.reset()
+    env.step(np.array([-9, 9, 9, 9], np.float32))
+    np.testing.assert_allclose(known_envs.LOG[-1][4], [[-0.1, 0.4], [0.5, 9]], atol=1e-6)
+
+
+class Stream:
+    """The raw observations, rewards and ends of a recorded run, through Stable-Baselines3's
+    VecNormalize, and what the script made of them."""
+
+    def __init__(self, ppo, *flags: str, iterations: int = 3):
+        from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+        calls, vector = [], ppo.gym.vector.SyncVectorEnv
+        step, reset = vector.step, vector.reset
+
+        def spy_step(envs, actions):
+            obs, rewards, terminated, truncated, infos = step(envs, actions)
+            calls.append(("step", obs.copy(), rewards.copy(), terminated | truncated))
+            return obs, rewards, terminated, truncated, infos
+
+        def spy_reset(envs, **options):
+            obs, infos = reset(envs, **options)
+            calls.append(("reset", obs.copy()))
+            return obs, infos
+
+        vector.step, vector.reset = spy_step, spy_reset
+        try:
+            self.rec = record(ppo, *small("Ends-v0", *flags, iterations=iterations), scaled=True)
+        finally:
+            vector.step, vector.reset = step, reset
+
+        class Replay(VecEnv):
+            def __init__(self):
+                obs = calls[0][1]
+                space = ppo.gym.spaces.Box(-np.inf, np.inf, obs.shape[1:], np.float64)
+                super().__init__(len(obs), space, ppo.gym.spaces.Box(-1, 1, (2,)))
+
+            def reset(self):
+                return calls[0][1]
+
+            def step_async(self, row):
+                self.row = row
+
+            def step_wait(self):
+                return self.row
+
+            def close(self):
+                pass
+
+            def get_attr(self, name, indices=None):
+                return [None] * self.num_envs
+
+            set_attr = env_method = env_is_wrapped = get_attr
+
+        gamma = float(dict(zip(flags[::2], flags[1::2], strict=True)).get("--gamma", 0.99))
+        oracle = VecNormalize(Replay(), clip_obs=10, clip_reward=10, gamma=gamma, epsilon=1e-8)
+        self.obs, self.next_obs, self.rewards = [oracle.reset()], [], []
+        self.seen = [calls[0][1]]
+        for i, call in enumerate(calls):
+            if call[0] == "reset":
+                continue
+            _, obs, rewards, dones = call
+            after = calls[i + 1][1] if dones.any() else obs
+            infos = [{"terminal_observation": row} for row in obs]
+            normal, scaled, _, infos = oracle.step((after, rewards, dones, infos))
+            self.seen.append(after)
+            self.obs.append(normal)
+            self.rewards.append(scaled)
+            last = np.array([info["terminal_observation"] for info in infos])
+            self.next_obs.append(np.where(dones[:, None], last, normal))
+        self.ours_obs = np.array(self.rec.acted)
+        self.ours_next_obs = np.concatenate(self.rec.valued[1::2])
+        self.ours_rewards = np.concatenate([gae[0] for gae in self.rec.gae])
+        self.dones = np.concatenate([gae[3] for gae in self.rec.gae])
+        folder = self.rec.result["folder"]
+        self.saved = torch.load(f"{folder}/checkpoint.pt", weights_only=True)["agent"]
+
+
+def test_continuous_06(ppo):
+    """Observations, the last ones of episodes too, are what VecNormalize makes of the stream."""
+    stream = Stream(ppo)
+    assert stream.dones.any()
+    np.testing.assert_allclose(stream.ours_obs, stream.obs[:-1], atol=1e-4)
+    np.testing.assert_allclose(stream.ours_next_obs, stream.next_obs, atol=1e-4)
+    # Inside an episode the successor is the next row itself.
+    inside = ~stream.dones[:-1]
+    np.testing.assert_array_equal(stream.ours_next_obs[:-1][inside], stream.ours_obs[1:][inside])
+    # The statistics are NumPy's of all that was acted on; the last state of no episode counts.
+    seen = np.concatenate(stream.seen)
+    count, mean, m2 = (stream.saved[f"obs_stats.{k}"].numpy() for k in ("count", "mean", "m2"))
+    assert count == pytest.approx(len(seen) + 1e-4)
+    np.testing.assert_allclose(mean, seen.mean(0), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(m2 / count, seen.var(0), rtol=1e-4)
+    # A stream far from 0 loses nothing, in whatever portions it comes. The official start, mean 0
+    # and variance 1 with the weight of 1e-4 observations, is part of it.
+    data = 1e4 + np.random.default_rng(0).normal(size=(960, 5))
+    center = data.sum(0) / (960 + 1e-4)
+    variance = (((data - center) ** 2).sum(0) + 1e-4 * (1 + center**2)) / (960 + 1e-4)
+    for n in (1, 8):
+        stats = ppo.RunningMeanStd((5,))
+        for batch in data.reshape(-1, n, 5):
+            stats.update(batch)
+        np.testing.assert_allclose(stats.std() ** 2, variance, rtol=1e-6)
+    agent = ppo.Agent(*spaces(ppo, 3, 2))
+    agent.obs_stats.update(np.array([[0.0, 0, 0], [4, 0, 8]]))  # two envs, one common mean
+    np.testing.assert_allclose(agent.normalize(np.array([[2, 0, 8.0]])), [[0, 0, 1]], atol=1e-3)
+
+
+def test_continuous_07(ppo):
+    """After 1,000 standard normal observations an outlier of 1e6 arrives as 10."""
+    agent = ppo.Agent(*spaces(ppo, 2, 2))
+    for row in np.random.default_rng(0).normal(size=(1000, 1, 2)):
+        agent.obs_stats.update(row)
+    assert agent.normalize(np.array([[1e6, -1e6]])).tolist() == [[10, -10]]
+    inside = agent.normalize(np.array([[1.0, -2]]))
+    assert np.abs(inside - [[1, -2]]).max() < 0.2
+
+
+def test_continuous_08(ppo):
+    """Rewards are what VecNormalize makes of the stream, its accumulator 0 after every end."""
+    for gamma in ("0.99", "0.9"):
+        stream = Stream(ppo, "--gamma", gamma)
+        np.testing.assert_allclose(stream.ours_rewards, stream.rewards, rtol=1e-3, atol=1e-4)
+    counted, update = [], ppo.RunningMeanStd.update
+
+    def spy(self, x):
+        if self.mean.shape == ():
+            counted.append(x.copy())
+        update(self, x)
+
+    ppo.RunningMeanStd.update = spy
+    flags = ["--num-envs", "1", "--num-minibatches", "1", "--total-timesteps", "16"]
+    rec = record(ppo, *small("Limit-v0", *flags), scaled=True)
+    np.testing.assert_allclose(np.ravel(counted)[:7], [1, 1.99, 2.9701] * 2 + [1], rtol=1e-6)
+    variance = np.var([1, 1.99, 2.9701])  # after three steps, but for the prior's 1e-4
+    assert rec.gae[0][0][2, 0] == pytest.approx(1 / math.sqrt(variance), rel=1e-3)
+    returns = [value for _, value in rec.scalars["charts/episodic_return"]]
+    assert set(returns) == {3}  # the log shows the environment's own
+
+
+def test_continuous_09(ppo):
+    """The first reward of 1 would be scaled to 70 and is stored as 10; the log shows 1."""
+    rec = record(ppo, *small("Probe-constant-v0", iterations=1), scaled=True)
+    assert (rec.gae[0][0][0] == 10).all()
+    assert rec.scalars["charts/episodic_return"][0][1] == 1
+
+
+def test_extra_03(ppo):
+    """A saved agent acts as it did, bit for bit, in a new process, on statistics that stay."""
+    folder = ppo.main(small("Ends-v0", "--eval-episodes", "2"))["folder"]
+    saved = torch.load(f"{folder}/checkpoint.pt", weights_only=True)["agent"]
+    assert "obs_stats.count" in saved and saved["obs_stats.count"] > 3 * 64
+    raw = np.random.default_rng(0).normal(size=(50, 3)) * 5
+    agent = ppo.Agent(*spaces(ppo, 3, 2))
+    agent.load_state_dict(saved)
+    before = {key: tensor.clone() for key, tensor in saved.items()}
+    with torch.no_grad():
+        there = agent.policy(torch.as_tensor(agent.normalize(raw))).mode.numpy()
+    by_hand = (raw - saved["obs_stats.mean"].numpy()) / np.sqrt(
+        (saved["obs_stats.m2"] / saved["obs_stats.count"]).numpy() + 1e-8
+    )
+    parameters = {key: tensor for key, tensor in saved.items() if "stats" not in key}
+    by_hand = numpy_mlp(parameters, "actor", by_hand.clip(-10, 10))
+    np.testing.assert_allclose(there, by_hand, atol=1e-5)
+    assert all(torch.equal(before[k], v) for k, v in agent.state_dict().items())
+    # Evaluating again counts nothing, and resets nothing.
+    ppo.main(["--evaluate", folder, "--eval-episodes", "2"])
+    again = torch.load(f"{folder}/checkpoint.pt", weights_only=True)["agent"]
+    assert all(torch.equal(before[k], v) for k, v in again.items())
+    # Casts and moves of the agent leave the statistics as they are.
+    assert agent.half().obs_stats.mean.dtype == torch.float64
