@@ -3,20 +3,19 @@
 import numpy as np
 import pytest
 import torch
-from harness import load
+from harness import SAME, load, unscaled
 
-FAST = (
-    "--num-steps 16 --learning-rate 0.01 --total-timesteps 9600 --eval-episodes 0 --no-clip-vloss"
-)
+FAST = "--num-steps 16 --learning-rate 0.01 --total-timesteps 9600 --no-clip-vloss"
 
 
 @pytest.fixture
 def learn(ppo):
     def train(env: str, *flags: str):
-        ppo.main(["--env-id", f"known_envs:Probe-{env}-v0", *FAST.split(), *flags])
+        flags = [*SAME, *FAST.split(), "--eval-episodes", "0", *flags]
+        ppo.main(["--env-id", f"known_envs:Probe-{env}-v0", *flags])
         return ppo.trained
 
-    inner = ppo.train
+    inner = unscaled(ppo).train
 
     def keep(*args):
         ppo.trained = inner(*args)
@@ -32,8 +31,10 @@ def values(agent, *observations) -> list[float]:
 
 
 def probability_of_1(agent, observation: float) -> float:
+    """Of the second action, or of a torque above 0."""
     with torch.no_grad():
-        return agent.policy(torch.tensor([[observation]])).log_prob(torch.tensor([1])).exp().item()
+        actions = agent.policy(torch.full((2000, 1), observation)).sample()
+    return (actions.reshape(2000, -1)[:, 0] > 0).float().mean().item()
 
 
 def test_value_of_a_constant_reward(learn):
@@ -65,3 +66,17 @@ def test_cartpole():
     """A random policy scores 22."""
     flags = ["--total-timesteps", "51200", "--learning-rate", "0.0025"]
     assert np.mean(load("ppo.py").main(flags)["sampled"]) > 195
+
+
+def test_the_best_action_is_at_the_bound():
+    """All samples beyond the bound earn the same: the mean gets there, and has no reason to go on."""
+    flags = ["--env-id", "known_envs:Bound-v0", *SAME, *FAST.split(), "--ent-coef", "0"]
+    scores = load("ppo_continuous.py").main(flags)
+    assert np.mean(scores["greedy"]) > 0.49 and np.mean(scores["sampled"]) > 0.4
+
+
+def test_pendulum_in_a_cart():
+    """A random policy scores 6."""
+    flags = ["--env-id", "InvertedPendulum-v5", *SAME, "--learning-rate", "0.0025"]
+    scores = load("ppo_continuous.py").main([*flags, "--total-timesteps", "40960"])
+    assert np.mean(scores["greedy"]) > 100
