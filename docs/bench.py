@@ -1,13 +1,14 @@
-"""How fast a script trains, beside others: python docs/bench.py [--against PATH]
+"""How fast a script trains, beside others: python docs/bench.py [--script NAME] [--against PATH]
 
 Runs the contestants in turn (A B A B ...), each with equal hyperparameters and as a process of its
 own, and compares them as ratios: the machine may be slower this minute than the last. A run's speed
 is its steps beyond those of a short run, by the time it takes longer: starting up does not count.
 Stable-Baselines3 always takes part. --against adds any script that understands --env-id,
---total-timesteps and --seed, such as CleanRL's. --profile says instead where ppo.py's time goes.
+--total-timesteps and --seed, such as CleanRL's. --profile says instead where the time goes.
 """
 
 import argparse
+import importlib
 import os
 import subprocess
 import sys
@@ -19,21 +20,36 @@ from statistics import median
 from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parent.parent
-SHORT = 5_120
+SHORT = 8_192
+DEFAULT_ENV = {"ppo.py": "CartPole-v1", "ppo_continuous.py": "HalfCheetah-v4"}
 
 
-def stable_baselines3(env_id: str, steps: int, seed: int) -> None:
-    """ppo.py's hyperparameters in Stable-Baselines3, which clips values a little differently."""
+def stable_baselines3(script: str, env_id: str, steps: int, seed: int) -> None:
+    """A script's defaults in Stable-Baselines3, which clips values a little differently."""
     import torch
     from stable_baselines3 import PPO
     from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.vec_env import VecNormalize
 
+    sys.path.insert(0, str(ROOT))
+    args = importlib.import_module(script.removesuffix(".py")).Args()
     torch.set_num_threads(1)  # its better setting here, as it is ours
-    envs = make_vec_env(env_id, n_envs=4, seed=seed)
-    clip = {"clip_range": 0.2, "clip_range_vf": 0.2, "max_grad_norm": 0.5}
-    sizes = {"n_steps": 128, "batch_size": 128, "n_epochs": 4, "device": "cpu", "seed": seed}
-    rate = {"learning_rate": lambda left: 2.5e-4 * left, "ent_coef": 0.01, "vf_coef": 0.5}
-    PPO("MlpPolicy", envs, **clip, **sizes, **rate).learn(steps)
+    envs = make_vec_env(env_id, n_envs=args.num_envs, seed=seed)
+    if script == "ppo_continuous.py":
+        envs = VecNormalize(envs, gamma=args.gamma)
+    PPO(
+        "MlpPolicy",
+        envs,
+        learning_rate=lambda left: args.learning_rate * left,
+        n_steps=args.num_steps,
+        batch_size=args.minibatch_size,
+        n_epochs=args.update_epochs,
+        clip_range=args.clip_coef,
+        clip_range_vf=args.clip_coef,
+        ent_coef=args.ent_coef,
+        device="cpu",
+        seed=seed,
+    ).learn(steps)
 
 
 def seconds(command: list[str], steps: int, folder: str) -> float:
@@ -43,10 +59,11 @@ def seconds(command: list[str], steps: int, folder: str) -> float:
     return time.perf_counter() - start
 
 
-def compare(env_id: str, steps: int, rounds: int, against: list[str]) -> None:
+def compare(script: str, env_id: str, steps: int, rounds: int, against: list[str]) -> None:
     flags = ["--env-id", env_id, "--seed", "1"]
-    contestants = {"ppo.py": [str(ROOT / "ppo.py"), *flags, "--eval-episodes", "0"]}
-    contestants["Stable-Baselines3"] = [__file__, "--stable-baselines3", *flags]
+    contestants = {script: [str(ROOT / script), *flags, "--eval-episodes", "0"]}
+    own = [__file__, "--stable-baselines3", "--script", script]
+    contestants["Stable-Baselines3"] = [*own, *flags]
     contestants |= {path: [str(Path(path).resolve()), *flags] for path in against}
     speeds = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
@@ -59,20 +76,21 @@ def compare(env_id: str, steps: int, rounds: int, against: list[str]) -> None:
         f"\n{env_id}, {steps:,} steps, {rounds} rounds, medians of steps per second and of ratios"
     )
     for name, values in speeds.items():
-        ratios = [ours / other for ours, other in zip(speeds["ppo.py"], values, strict=True)]
+        ratios = [ours / other for ours, other in zip(speeds[script], values, strict=True)]
         spread = f"({min(ratios):.2f} to {max(ratios):.2f})"
         print(
-            f"{name}: {median(values):,.0f}; ppo.py is {median(ratios):.2f} times as fast {spread}"
+            f"{name}: {median(values):,.0f};"
+            f" {script} is {median(ratios):.2f} times as fast {spread}"
         )
 
 
-def profile(env_id: str, steps: int) -> None:
-    """Time inside the calls that make up an iteration, of ppo.py in this process."""
+def profile(script: str, env_id: str, steps: int) -> None:
+    """Time inside the calls that make up an iteration, of a script in this process."""
     sys.path.insert(0, str(ROOT))
     import torch
 
-    import ppo
-
+    ppo = importlib.import_module(script.removesuffix(".py"))
+    distribution = getattr(ppo, "Gaussian", None) or ppo.Categorical
     spent = defaultdict(float)
     stack = []
 
@@ -96,9 +114,9 @@ def profile(env_id: str, steps: int) -> None:
         (ppo.gym.vector.SyncVectorEnv, "reset", "environment"),
         (ppo.Agent, "policy", "network"),
         (ppo.Agent, "value", "network"),
-        (ppo.Categorical, "sample", "network"),
-        (ppo.Categorical, "log_prob", "network"),
-        (ppo.Categorical, "entropy", "network"),
+        (distribution, "sample", "network"),
+        (distribution, "log_prob", "network"),
+        (distribution, "entropy", "network"),
         (ppo, "policy_loss", "network"),
         (ppo, "value_loss", "network"),
         (torch.Tensor, "backward", "update, backward pass"),
@@ -107,6 +125,11 @@ def profile(env_id: str, steps: int) -> None:
         (ppo.Run, "end_iteration", "logging"),
         (ppo.Run, "log_episodes", "logging"),
     ]
+    if hasattr(ppo, "RunningMeanStd"):
+        parts += [
+            (ppo.RunningMeanStd, "update", "running statistics"),
+            (ppo.Agent, "normalize", "running statistics"),
+        ]
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         for owner, name, part in parts:
@@ -129,7 +152,8 @@ def profile(env_id: str, steps: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--env-id", default="CartPole-v1")
+    parser.add_argument("--script", choices=DEFAULT_ENV, default="ppo.py")
+    parser.add_argument("--env-id", help="the script's default if none is given")
     parser.add_argument(
         "--steps", type=int, default=81_920, help="environment steps that are timed"
     )
@@ -140,9 +164,10 @@ if __name__ == "__main__":
     parser.add_argument("--total-timesteps", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=1, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    env_id = args.env_id or DEFAULT_ENV[args.script]
     if args.stable_baselines3:
-        stable_baselines3(args.env_id, args.total_timesteps, args.seed)
+        stable_baselines3(args.script, env_id, args.total_timesteps, args.seed)
     elif args.profile:
-        profile(args.env_id, args.steps)
+        profile(args.script, env_id, args.steps)
     else:
-        compare(args.env_id, args.steps, args.rounds, args.against)
+        compare(args.script, env_id, args.steps, args.rounds, args.against)

@@ -4,6 +4,7 @@ A generated part stands between two comments, `<!-- begin KIND ARGUMENT -->` and
 
     map                  the README's table of all details
     code SCRIPT ID       the lines of a script that a detail's markers govern
+    diff SCRIPT          what a script changes in ppo.py, from its environment on
     removal SCRIPT ID    the edit that takes the detail out, as a diff, and the test that notices
     source ID            the registry's sources and evidence
     scores NAME          an experiment's scores beside published ones
@@ -140,6 +141,14 @@ def build_removal(script: str, name: str) -> str:
     return f"```diff\n{body}\n```\n\nNoticed by [{test}](../tests/test_details.py)."
 
 
+def build_diff(script: str) -> str:
+    start = "# ---------------------------------------- Environment"
+    parent, child = ((ROOT / name).read_text().partition(start)[2] for name in ("ppo.py", script))
+    diff = difflib.unified_diff(parent.splitlines(), child.splitlines(), n=1, lineterm="")
+    body = "\n".join("" if line.startswith("@@") else line for line in list(diff)[2:])
+    return f"```diff{body}\n```"
+
+
 def build_source(name: str) -> str:
     detail = registry()[name]
     return f"{', '.join(map(link, detail['source']))}. {detail['evidence']}"
@@ -160,6 +169,7 @@ def build_results(name: str, *columns: str) -> str:
 BUILDERS = {
     "map": build_map,
     "code": build_code,
+    "diff": build_diff,
     "removal": build_removal,
     "source": build_source,
     "scores": build_scores,

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import ROOT, build, load
+from harness import QUICK, ROOT, build, load
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 PAGES = [str(page.relative_to(ROOT)) for page in build.pages()]
 
@@ -47,8 +48,12 @@ def test_links_inside_the_project(page):
 
 
 def test_every_detail_has_its_section():
+    """In full on the page of the first script that has it; a link there on the others' pages."""
     for name, detail in build.registry().items():
-        for script in detail["scripts"]:
+        home = build.page(detail["scripts"][0], name).split("/")[1]
+        for script in detail["scripts"][1:]:
+            assert f"]({home})" in (ROOT / build.page(script, name).split("#")[0]).read_text()
+        for script in detail["scripts"][:1]:
             text = (ROOT / build.page(script, name).split("#")[0]).read_text()
             section = text.split(f'<a id="{name}"></a>\n')[1].split("<a id=")[0]
             assert section.startswith(f"### {name} {detail['title']}\n")
@@ -91,7 +96,8 @@ def test_the_readme_commands(capsys):
     lines = {line for page in PAGES for line in (ROOT / page).read_text().splitlines()}
     commands = [line.split("#")[0].split() for line in lines if line.startswith("python ppo")]
     assert len(commands) >= 5
-    done = load("ppo.py").main(["--total-timesteps", "512", "--eval-episodes", "1"])["folder"]
+    sizes = [*QUICK["ppo_continuous.py"][2:], "--total-timesteps", "512"]
+    done = load("ppo.py").main([*sizes, "--eval-episodes", "1"])["folder"]
     half = Path("half")
     half.mkdir()
     ppo = load("ppo.py")
@@ -104,7 +110,7 @@ def test_the_readme_commands(capsys):
         elif "--evaluate" in flags:
             flags = [flag.replace("RUN", done) for flag in flags] + ["--eval-episodes", "1"]
         elif "--help" not in flags:
-            flags += ["--total-timesteps", "512", "--eval-episodes", "1"]
+            flags += [*sizes, "--eval-episodes", "1"]
         if "--help" in flags:
             with pytest.raises(SystemExit) as stop:
                 load(script).main(flags)
@@ -113,22 +119,31 @@ def test_the_readme_commands(capsys):
             assert np.isfinite(load(script).main(flags)["greedy"]).all()
 
 
-def test_loading_an_agent_as_the_readme_shows():
-    run = load("ppo.py").main(["--total-timesteps", "512", "--eval-episodes", "0"])["folder"]
-    code = re.search(r"```python\n(import torch.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
-    code = f"RUN = {run!r}\n{code}\nassert action in (0, 1)"
+@pytest.mark.parametrize(
+    ("script", "page", "right"),
+    [
+        ("ppo.py", "README.md", "action in (0, 1)"),
+        ("ppo_continuous.py", "docs/ppo_continuous.md", "action.shape == (1,) and reward == 1"),
+    ],
+    indirect=["script"],
+)
+def test_loading_an_agent_as_the_docs_show(script, page, right):
+    flags = [*QUICK[script], "--total-timesteps", "512", "--eval-episodes", "0"]
+    run = load(script).main(flags)["folder"]
+    code = re.search(r"```python\n(import torch.*?)```", (ROOT / page).read_text(), re.S)[1]
+    code = f"RUN = {run!r}\n{code}\nassert {right}"
     done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0
 
 
-def test_documented_tags_are_the_logged_ones():
-    run = load("ppo.py").main(["--total-timesteps", "1024", "--eval-episodes", "0"])["folder"]
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
+def test_documented_tags_are_the_logged_ones(ppo, script):
+    flags = [*QUICK[script], "--total-timesteps", "10240", "--eval-episodes", "0"]
+    run = ppo.main(flags)["folder"]
     tags = set(EventAccumulator(run).Reload().Tags()["scalars"])
-    page = (ROOT / "docs" / "ppo.md").read_text()
-    assert tags == set(re.findall(r"`((?:charts|losses|debug)/\w+)`", page))
-    assert json.loads(Path(run, "args.json").read_text())["total_timesteps"] == 1024
+    pages = {"ppo.md", script.replace(".py", ".md")}  # a child's page has what it adds
+    text = "".join((ROOT / "docs" / page).read_text() for page in pages)
+    assert tags == set(re.findall(r"`((?:charts|losses|debug)/\w+)`", text))
+    assert json.loads(Path(run, "args.json").read_text())["total_timesteps"] == 10240
 
 
 def test_nothing_but_ruff_is_left_to_taste():

@@ -69,7 +69,7 @@ def test_cartpole():
 
 
 def test_the_best_action_is_at_the_bound():
-    """All samples beyond the bound earn the same: the mean gets there, and has no reason to go on."""
+    """All samples beyond the bound earn the same, so the mean gets there, and need not go on."""
     flags = ["--env-id", "known_envs:Bound-v0", *SAME, *FAST.split(), "--ent-coef", "0"]
     scores = load("ppo_continuous.py").main(flags)
     assert np.mean(scores["greedy"]) > 0.49 and np.mean(scores["sampled"]) > 0.4
