@@ -221,6 +221,21 @@ class Agent(nn.Module):
         return self.critic(obs).squeeze(-1)
 
 
+def flatten(agent: nn.Module) -> nn.Parameter:
+    """One vector of which all parameters, and one (its grad) of which all gradients become views.
+
+    Clipping and Adam then take one call each, not one for every tensor: the script 10% less time.
+    """
+    parameters = list(agent.parameters())
+    weights = nn.Parameter(nn.utils.parameters_to_vector(parameters).detach())
+    nn.utils.vector_to_parameters(weights.data, parameters)
+    weights.grad = torch.zeros_like(weights)
+    grads = weights.grad.split([parameter.numel() for parameter in parameters])
+    for parameter, grad in zip(parameters, grads, strict=True):
+        parameter.grad = grad.view_as(parameter)
+    return weights
+
+
 # ---------------------------------- Advantages and losses ------------------------------------
 
 
@@ -282,16 +297,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
     torch.manual_seed(spawn_seeds(args.seed, rank=0, iteration=first, phase=2, n=1)[0])
     envs = make_envs(args, args.num_envs)
     agent = Agent(envs.single_observation_space, envs.single_action_space).to(device)
-
-    # All parameters become views of one vector, their gradients of another: clipping and Adam take
-    # one call each instead of one for every tensor, and the whole script a tenth less time.
-    parameters = list(agent.parameters())
-    weights = nn.Parameter(nn.utils.parameters_to_vector(parameters).detach())
-    nn.utils.vector_to_parameters(weights.data, parameters)
-    weights.grad = torch.zeros_like(weights)
-    sizes = [parameter.numel() for parameter in parameters]
-    for parameter, grad in zip(parameters, weights.grad.split(sizes), strict=True):
-        parameter.grad = grad.view_as(parameter)
+    weights = flatten(agent)
 
     # [core-03] Adam's epsilon
     # 1e-5, where torch has 1e-8: tiny gradients take smaller steps. Source: ppo2/model.py#L100.

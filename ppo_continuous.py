@@ -1,6 +1,6 @@
 """PPO for continuous actions in one file: ppo.py, and the nine details of continuous control.
 
-    python ppo_continuous.py                      HalfCheetah-v5, a million steps, six minutes
+    python ppo_continuous.py                      HalfCheetah-v5, a million steps, seven minutes
     python ppo_continuous.py --env-id Hopper-v5   any Gymnasium environment that fits
     python ppo_continuous.py --help               all settings
     tensorboard --logdir runs                     the curves, live
@@ -303,6 +303,21 @@ class Agent(nn.Module):
         return self.critic(obs).squeeze(-1)
 
 
+def flatten(agent: nn.Module) -> nn.Parameter:
+    """One vector of which all parameters, and one (its grad) of which all gradients become views.
+
+    Clipping and Adam then take one call each, not one for every tensor: the script 10% less time.
+    """
+    parameters = list(agent.parameters())
+    weights = nn.Parameter(nn.utils.parameters_to_vector(parameters).detach())
+    nn.utils.vector_to_parameters(weights.data, parameters)
+    weights.grad = torch.zeros_like(weights)
+    grads = weights.grad.split([parameter.numel() for parameter in parameters])
+    for parameter, grad in zip(parameters, grads, strict=True):
+        parameter.grad = grad.view_as(parameter)
+    return weights
+
+
 # ---------------------------------- Advantages and losses ------------------------------------
 
 
@@ -364,16 +379,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
     torch.manual_seed(spawn_seeds(args.seed, rank=0, iteration=first, phase=2, n=1)[0])
     envs = make_envs(args, args.num_envs)
     agent = Agent(envs.single_observation_space, envs.single_action_space).to(device)
-
-    # All parameters become views of one vector, their gradients of another: clipping and Adam take
-    # one call each instead of one for every tensor, and the whole script a tenth less time.
-    parameters = list(agent.parameters())
-    weights = nn.Parameter(nn.utils.parameters_to_vector(parameters).detach())
-    nn.utils.vector_to_parameters(weights.data, parameters)
-    weights.grad = torch.zeros_like(weights)
-    sizes = [parameter.numel() for parameter in parameters]
-    for parameter, grad in zip(parameters, weights.grad.split(sizes), strict=True):
-        parameter.grad = grad.view_as(parameter)
+    weights = flatten(agent)
 
     # [core-03] Adam's epsilon
     # 1e-5, where torch has 1e-8: tiny gradients take smaller steps. Source: ppo2/model.py#L100.
@@ -447,17 +453,17 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
                 next_obs[t] = agent.normalize(next_obs[t]) if done.any() else current_obs
 
                 # [continuous-08 4/4] Reward scaling
-                # By the standard deviation of discounted returns, so that values are of size 1. Not
-                # centred: that would change what is best. Source: common/vec_env/vec_normalize.py
-                # #L28-L33. DEVIATION: --gamma for the official code's fixed 0.99.
+                # By the spread of discounted returns, so that values are of size 1. Not centred, as that
+                # would change what is best. Source: common/vec_env/vec_normalize.py#L28-L33.
+                # DEVIATION: --gamma, where the official code has 0.99 whatever its gamma is.
                 discounted_return = args.gamma * discounted_return + rewards[t]
                 agent.return_stats.update(discounted_return)
                 discounted_return[done] = 0  # a time limit ends an episode, too
                 rewards[t] /= agent.return_stats.std()
 
                 # [continuous-09] Reward clipping
-                # Of use in the first steps, when the divisor is not known yet. Source:
-                # common/vec_env/vec_normalize.py#L32.
+                # Acts in the first steps, when the divisor is hardly known.
+                # Source: common/vec_env/vec_normalize.py#L32.
                 rewards[t] = rewards[t].clip(-10, 10)
 
         # --- 3. Values and advantages, (T, N)

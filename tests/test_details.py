@@ -4,12 +4,14 @@ test_removals.py runs each of these on the script without its detail and expects
 """
 
 import math
+import subprocess
+import sys
 
 import known_envs
 import numpy as np
 import pytest
 import torch
-from harness import record, small
+from harness import ROOT, record, small
 
 LR = 2.5e-4
 
@@ -618,6 +620,18 @@ def test_extra_03(ppo):
     by_hand = numpy_mlp(parameters, "actor", by_hand.clip(-10, 10))
     np.testing.assert_allclose(there, by_hand, atol=1e-5)
     assert all(torch.equal(before[k], v) for k, v in agent.state_dict().items())
+    np.save("raw.npy", raw)
+    code = f"""
+import numpy, torch
+from ppo_continuous import Agent
+from gymnasium.spaces import Box
+agent = Agent(Box(-1, 1, (3,)), Box(-1, 1, (2,)))
+agent.load_state_dict(torch.load("{folder}/checkpoint.pt", weights_only=True)["agent"])
+raw = numpy.load("raw.npy")
+numpy.save("acted", agent.policy(torch.as_tensor(agent.normalize(raw))).mode.detach().numpy())
+"""
+    subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT)}, check=True)
+    assert np.load("acted.npy").tobytes() == there.tobytes()
     # Evaluating again counts nothing, and resets nothing.
     ppo.main(["--evaluate", folder, "--eval-episodes", "2"])
     again = torch.load(f"{folder}/checkpoint.pt", weights_only=True)["agent"]
