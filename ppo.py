@@ -147,8 +147,8 @@ def spawn_seeds(seed: int, rank: int, iteration: int, phase: int, n: int) -> lis
 
 
 # [core-02] Orthogonal initialization, zero biases
-# Gain sqrt(2) in hidden layers; 0.01 for the policy head, so that all actions start out about
-# equally likely; 1 for the value head. Source: a2c/utils.py#L20-L35, common/policies.py#L49-L63.
+# Gain sqrt(2) in hidden layers; 0.01 for the policy head, so that at first it does about the same
+# in every state; 1 for the value head. Source: a2c/utils.py#L20-L35, common/policies.py#L49-L63.
 def layer_init(layer: nn.Linear, gain: float = 2**0.5) -> nn.Linear:
     """The same layer, its weight orthogonal times `gain` and its bias 0."""
     nn.init.orthogonal_(layer.weight, gain)
@@ -386,7 +386,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
 
                 # [core-07] Advantage normalization, per minibatch
                 # Frees the policy's steps from the rewards' scale. Source: ppo2/model.py#L136-L139.
-                # DEVIATION: torch's std divides by M - 1, not by M (0.4% apart at M = 128).
+                # DEVIATION: torch's std divides by M - 1, not by M (0.8% apart at M = 64).
                 if args.norm_adv:
                     mb_advantages = mb_advantages - mb_advantages.mean()
                     mb_advantages = mb_advantages / (mb_advantages.std() + 1e-8)
@@ -397,11 +397,11 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
                 entropy = dist.entropy().mean()
 
                 # [core-10] Overall loss and entropy bonus
-                # One loss for both networks; the bonus keeps the policy from committing to one
-                # action before it has tried the others. Source: ppo2/model.py#L91.
+                # One loss for both networks; the bonus keeps the policy from committing itself
+                # before it has tried what else there is. Source: ppo2/model.py#L91.
                 loss = pg_loss - args.ent_coef * entropy + args.vf_coef * v_loss
 
-                weights.grad.zero_()
+                weights.grad.zero_()  # in place: optimizer.zero_grad() would drop the vector
                 loss.backward()
 
                 # [core-11] Global gradient clipping

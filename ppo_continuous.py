@@ -6,7 +6,8 @@
     tensorboard --logdir runs                     the curves, live
 
 What differs from ppo.py: a Gaussian policy, actions clipped on their way to the environment, and
-observations and rewards scaled by running statistics, which are saved with the agent.
+observations and rewards scaled by running statistics, which are saved with the agent. The rollout
+holds scaled observations and rewards; the log and the evaluation show returns as they are.
 
 THE LESSON is all of PPO, to be read from top to bottom. THE RUN (checks, log, checkpoint,
 evaluation, command line) follows it; the lesson can be understood without it.
@@ -117,9 +118,9 @@ class Args:
 # What is stored and scored is the sample: an agent scored on clipped actions would learn about
 # others than it chose. Source: common/wrappers.py#L21-L29, ppo2/runner.py#L29-L38.
 def valid_action(action: np.ndarray, box: gym.spaces.Box) -> np.ndarray:
-    """A sample (A,) as the environment takes it: in its shape and bounds, NaN as 0."""
+    """A sample (A,) in the environment's shape, bounds and type, NaN as 0."""
     action = np.where(np.isnan(action), 0, action).reshape(box.shape)
-    return action.clip(box.low, box.high)
+    return action.clip(box.low, box.high).astype(box.dtype)
 
 
 def make_env(args: Args, video: Path | None = None) -> gym.Env:
@@ -164,8 +165,8 @@ def spawn_seeds(seed: int, rank: int, iteration: int, phase: int, n: int) -> lis
 
 
 # [core-02] Orthogonal initialization, zero biases
-# Gain sqrt(2) in hidden layers; 0.01 for the policy head, so that all actions start out about
-# equally likely; 1 for the value head. Source: a2c/utils.py#L20-L35, common/policies.py#L49-L63.
+# Gain sqrt(2) in hidden layers; 0.01 for the policy head, so that at first it does about the same
+# in every state; 1 for the value head. Source: a2c/utils.py#L20-L35, common/policies.py#L49-L63.
 def layer_init(layer: nn.Linear, gain: float = 2**0.5) -> nn.Linear:
     """The same layer, its weight orthogonal times `gain` and its bias 0."""
     nn.init.orthogonal_(layer.weight, gain)
@@ -193,8 +194,9 @@ class MLP(nn.Module):
 
 # [continuous-06 1/5] Observation normalization
 # [continuous-08 1/4] Reward scaling
-# Welford's update for a batch: exact and stable, where sums of squares would cancel.
-# Source: common/running_mean_std.py#L12-L33 (mean 0, variance 1 and count 1e-4 at first).
+# Welford's update for a batch, stable where sums of squares would cancel. It starts as the
+# official code does: mean 0 and variance 1 (m2 / count) with the weight of 1e-4 observations.
+# Source: common/running_mean_std.py#L12-L33.
 class RunningMeanStd(nn.Module):
     """Mean and variance, over the first axis, of all batches (n, *shape) that were counted."""
 
@@ -208,7 +210,7 @@ class RunningMeanStd(nn.Module):
         self.register_buffer("count", torch.tensor(1e-4, dtype=torch.float64))
 
     # [extra-03 2/3] Statistics saved with the agent, frozen in evaluation
-    # What moves or casts the agent leaves them alone: NumPy reads them, in float64 on the CPU.
+    # agent.to(), half() and the like come here: NumPy needs float64 on the CPU, so nothing moves.
     def _apply(self, *args, **kwargs) -> nn.Module:
         return self
 
@@ -218,7 +220,7 @@ class RunningMeanStd(nn.Module):
         delta = x - mean
         count += len(x)
         mean += delta.sum(0) / count
-        m2 += (delta * (x - mean)).sum(0)  # squared deviations: the variance is m2 / count
+        m2 += (delta * (x - mean)).sum(0)  # sum of squared deviations: variance * count
 
     def std(self) -> np.ndarray:
         """Standard deviation (*shape) of all rows; never 0."""
@@ -226,8 +228,8 @@ class RunningMeanStd(nn.Module):
 
 
 # [continuous-03] Independent action components
-# One number per action: log-probabilities and entropies are summed over its components. Without
-# the sum (M, A) ratios would broadcast. Source: common/distributions.py#L238-L248.
+# One number per action: log-probabilities and entropies are summed over its components, or each
+# would have a ratio, and a clip, of its own. Source: common/distributions.py#L238-L248.
 class Gaussian:
     """Distribution over actions (..., A) with mean (..., A) and log standard deviation (A,)."""
 
@@ -276,7 +278,7 @@ class Agent(nn.Module):
         # Source: common/policies.py#L154-L166 (value_network="copy").
         # DEVIATION: by default the official code shares the trunk in classic control.
         # [continuous-04] Separate MLP networks for policy and value function
-        # In MuJoCo tasks the official code separates them, too. Source: ppo2/defaults.py#L12.
+        # No deviation here: for MuJoCo the official code asks for it. Source: ppo2/defaults.py#L12.
         self.critic = MLP(obs_space.shape[0], 1, gain=1.0)
 
     # [continuous-06 3/5] Observation normalization
@@ -292,7 +294,7 @@ class Agent(nn.Module):
         return obs.clip(-10, 10).astype(np.float32)
 
     # [continuous-01 2/2] Continuous actions via normal distributions
-    # No tanh and no correction for the bounds.
+    # The sample is not squashed into the bounds: continuous-05 clips it.
     def policy(self, obs: torch.Tensor) -> Gaussian:
         """The distribution over actions in each normalized observation (..., D)."""
         return Gaussian(self.actor(obs), self.log_std)
@@ -405,7 +407,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
     current_obs, _ = envs.reset(seed=env_seeds)  # (N, D)
 
     # [continuous-06 4/5] Observation normalization
-    # First counted, then normalized: from here on current_obs is what the networks see.
+    # First counted, then normalized: at the top of each step current_obs is what networks see.
     agent.obs_stats.update(current_obs)
     current_obs = agent.normalize(current_obs)
 
@@ -446,8 +448,8 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
                     current_obs, _ = envs.reset(options={"reset_mask": done})
 
                 # [continuous-06 5/5] Observation normalization
-                # Counted is what the agent will act on: after an end the reset's observation. The
-                # last one of an episode is normalized, too, for its value at a time limit.
+                # Counted is what the agent will act on: after an end the reset's observation. An
+                # episode's last one is only normalized, for its value; any other is the next row's.
                 agent.obs_stats.update(current_obs)
                 current_obs = agent.normalize(current_obs)
                 next_obs[t] = agent.normalize(next_obs[t]) if done.any() else current_obs
@@ -497,7 +499,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
 
                 # [core-07] Advantage normalization, per minibatch
                 # Frees the policy's steps from the rewards' scale. Source: ppo2/model.py#L136-L139.
-                # DEVIATION: torch's std divides by M - 1, not by M (0.4% apart at M = 128).
+                # DEVIATION: torch's std divides by M - 1, not by M (0.8% apart at M = 64).
                 if args.norm_adv:
                     mb_advantages = mb_advantages - mb_advantages.mean()
                     mb_advantages = mb_advantages / (mb_advantages.std() + 1e-8)
@@ -508,11 +510,11 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
                 entropy = dist.entropy().mean()
 
                 # [core-10] Overall loss and entropy bonus
-                # One loss for both networks; the bonus keeps the policy from committing to one
-                # action before it has tried the others. Source: ppo2/model.py#L91.
+                # One loss for both networks; the bonus keeps the policy from committing itself
+                # before it has tried what else there is. Source: ppo2/model.py#L91.
                 loss = pg_loss - args.ent_coef * entropy + args.vf_coef * v_loss
 
-                weights.grad.zero_()
+                weights.grad.zero_()  # in place: optimizer.zero_grad() would drop the vector
                 loss.backward()
 
                 # [core-11] Global gradient clipping
@@ -559,7 +561,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
         metrics["debug/clipped_actions"] = outside.mean()  # share of all components
 
         # [continuous-02 2/2] State-independent log standard deviation
-        # Falls as the policy grows sure of itself; the entropy says the same in nats.
+        # Falls as the policy grows sure of itself.
         metrics["debug/action_std"] = agent.log_std.exp().mean().item()
 
         # [extra-05] Self-check that the first minibatch's ratio is 1
