@@ -67,14 +67,16 @@ EXPERIMENTS = {
             "Acrobot-v1": {"CleanRL": "-86.36 ± 1.32", "openai/baselines": "-81.82 ± 5.58"},
         },
     ),
-    # MuJoCo with the defaults, and Pendulum with a shorter horizon and larger steps.
+    # MuJoCo with the defaults, and Pendulum with them, and with what it needs.
     "continuous": Experiment(
         variants={
             "HalfCheetah-v4": "ppo_continuous.py --env-id HalfCheetah-v4",
             "Walker2d-v4": "ppo_continuous.py --env-id Walker2d-v4",
             "Hopper-v4": "ppo_continuous.py --env-id Hopper-v4",
-            "Pendulum-v1": "ppo_continuous.py --env-id Pendulum-v1 --gamma 0.9"
-            " --learning-rate 0.001 --total-timesteps 200000",
+            "Pendulum-v1": "ppo_continuous.py --env-id Pendulum-v1 --total-timesteps 400000"
+            " --num-envs 4 --num-steps 512 --gamma 0.95 --learning-rate 0.001",
+            "Pendulum-v1, defaults": "ppo_continuous.py --env-id Pendulum-v1"
+            " --total-timesteps 400000",
         },
         seeds=range(1, 4),
         figures={name: [name] for name in ("HalfCheetah-v4", "Walker2d-v4", "Hopper-v4")},
