@@ -74,9 +74,9 @@ EXPERIMENTS = {
             "Walker2d-v4": "ppo_continuous.py --env-id Walker2d-v4",
             "Hopper-v4": "ppo_continuous.py --env-id Hopper-v4",
             "Pendulum-v1": "ppo_continuous.py --env-id Pendulum-v1 --total-timesteps 400000"
-            " --num-envs 4 --num-steps 512 --gamma 0.95 --learning-rate 0.001",
+            " --num-envs 4 --num-steps 512 --gamma 0.95 --learning-rate 0.001 --eval-episodes 100",
             "Pendulum-v1, defaults": "ppo_continuous.py --env-id Pendulum-v1"
-            " --total-timesteps 400000",
+            " --total-timesteps 400000 --eval-episodes 100",
         },
         seeds=range(1, 4),
         figures={name: [name] for name in ("HalfCheetah-v4", "Walker2d-v4", "Hopper-v4")},
