@@ -67,7 +67,8 @@ EXPERIMENTS = {
             "Acrobot-v1": {"CleanRL": "-86.36 ± 1.32", "openai/baselines": "-81.82 ± 5.58"},
         },
     ),
-    # MuJoCo with the defaults, and Pendulum with them, and with what it needs.
+    # MuJoCo with the defaults; Pendulum with them, with settings made for it, and as if its time
+    # limit were a death.
     "continuous": Experiment(
         variants={
             "HalfCheetah-v4": "ppo_continuous.py --env-id HalfCheetah-v4",
@@ -77,6 +78,8 @@ EXPERIMENTS = {
             " --num-envs 4 --num-steps 512 --gamma 0.95 --learning-rate 0.001 --eval-episodes 100",
             "Pendulum-v1, defaults": "ppo_continuous.py --env-id Pendulum-v1"
             " --total-timesteps 400000 --eval-episodes 100",
+            "Pendulum-v1, defaults, no bootstrap": "ppo_continuous.py --env-id Pendulum-v1"
+            " --total-timesteps 400000 --eval-episodes 100 --no-bootstrap-truncation",
         },
         seeds=range(1, 4),
         figures={name: [name] for name in ("HalfCheetah-v4", "Walker2d-v4", "Hopper-v4")},
