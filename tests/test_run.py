@@ -121,7 +121,7 @@ def test_second_signal_ends_at_once(script):
 def test_killed_runs_resume(ppo, script):
     """Ten runs, killed at random moments after the plan was printed: each can be gone on with."""
     rng = random.Random(0)
-    flags = ["--total-timesteps", "20480", "--checkpoint-every", "0", *NO_GAMES]
+    flags = ["--total-timesteps", "61440", "--checkpoint-every", "0", *NO_GAMES]
     flags = [*QUICK[script], "--env-id", "known_envs:Ends-v0", *flags]
     for _ in range(5):
         pair = [start(ROOT / script, *flags) for _ in range(2)]
@@ -135,11 +135,11 @@ def test_killed_runs_resume(ppo, script):
             1.1
         )  # event files are named, and read, by the second; starting anew takes longer
         for folder in folders:
-            assert checkpoint(folder)["iteration"] < 40  # it was killed in mid-run
+            assert checkpoint(folder)["iteration"] < 120  # it was killed in mid-run
             ppo.main(["--resume", str(folder), "--checkpoint-every", "60", *NO_GAMES])
-            assert checkpoint(folder)["iteration"] == 40
+            assert checkpoint(folder)["iteration"] == 120
             steps = [step for step, _ in scalars(folder)["losses/value_loss"]]
-            assert steps == [512 * (i + 1) for i in range(40)]
+            assert steps == [512 * (i + 1) for i in range(120)]
 
 
 def test_evaluation(ppo, script, capsys):
