@@ -490,7 +490,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
         for _ in range(args.update_epochs):
             # [core-06] Mini-batch updates
             # Shuffled anew each epoch, each row in one minibatch. Source: ppo2/ppo2.py#L157-L166.
-            order = torch.randperm(args.batch_size, device=device)
+            order = torch.randperm(len(batch[0]), device=device)
             for minibatch in zip(*(x[order].split(args.minibatch_size) for x in batch)):
                 mb_obs, mb_actions, mb_logprobs, mb_advantages, mb_returns, mb_values = minibatch
 
@@ -596,8 +596,9 @@ def check(args: Args) -> None:
         low, flag = 0 if name in MAY_BE_0 else low, name.replace("_", "-")
         if type(value) in (int, float) and not low <= value <= high:  # NaN fails too
             fail(f"--{flag} {value} is out of range: give a number from {low} to {high}")
-    if args.batch_size % args.num_minibatches or args.minibatch_size < 2:
-        fail(f"--num-minibatches must cut {args.batch_size} rows (envs x steps) into parts of 2+")
+    rows = args.num_envs * args.num_steps
+    if rows % args.num_minibatches or args.minibatch_size < 2:
+        fail(f"--num-minibatches must cut {rows} rows (envs x steps) into parts of 2+")
     if args.num_iterations < 1:
         fail(f"--total-timesteps must be at least one rollout (envs x steps): {args.batch_size}")
     try:
@@ -645,18 +646,24 @@ class Run:
         self.first_step = self.state["iteration"] * args.batch_size
         self.started, self.stopping = time.time(), False
         self.log = []  # written together with the checkpoint, so that a resume repeats no step
-        folder.mkdir(parents=True, exist_ok=checkpoint is not None)
-        (folder / "args.json").write_text(json.dumps(settings, indent=2))
-        self.writer = SummaryWriter(folder, purge_step=self.first_step + 1)
-        self.save()
+        self.open(resumed=checkpoint is not None)
         signal(SIGINT, self.on_signal)
         signal(SIGTERM, self.on_signal)
+
+    def open(self, resumed: bool) -> None:
+        """Make the folder, the log and the first checkpoint; say what is going to happen."""
+        args, folder = self.args, self.folder
+        folder.mkdir(parents=True, exist_ok=resumed)
+        (folder / "args.json").write_text(json.dumps(self.state["args"], indent=2))
+        self.writer = SummaryWriter(folder, purge_step=self.first_step + 1)
+        self.save()
         n, epochs, size = args.num_minibatches, args.update_epochs, args.batch_size
         print(f"{args.num_envs} envs x {args.num_steps} steps = {size} rows", end=", ")
         print(f"{n} minibatches x {epochs} epochs = {n * epochs} gradient steps an iteration")
-        size, device = sum(p.numel() for p in agent.parameters()), next(agent.parameters()).device
+        parameters = list(self.agent.parameters())
+        size, device = sum(p.numel() for p in parameters), parameters[0].device
         print(f"{args.num_iterations} iterations; {size:,} parameters on {device}; into {folder}")
-        if checkpoint:
+        if resumed:
             print(f"on from step {self.first_step:,}; episodes that were in flight are lost")
         sys.stdout.flush()
         plain = "{n_fmt} of {total_fmt} steps, {elapsed}, {rate_fmt}{postfix}\n"  # no bar in a file

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ["ppo.py", "ppo_atari.py", "ppo_continuous.py", "ppo_lstm.py", "ppo_multidiscrete.py"]
 MARKER = re.compile(
     r"^(\s*)# \[((?:core|atari|continuous|lstm|multidiscrete|aux|extra)-\d\d)"
-    r"(?: (\d)/(\d))?\] (.+)$"
+    r"(?: (\d+)/(\d+))?\] (.+)$"
 )
 PART = re.compile(r"(<!-- begin (\w+)(?: ([^>]*?))? -->\n).*?(<!-- end -->)", re.DOTALL)
 BASELINES = (

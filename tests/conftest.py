@@ -1,7 +1,17 @@
+import os
+
 import pytest
+import torch
 from harness import build, load
 
-ACTIONS = {"ppo.py": "discrete", "ppo_continuous.py": "box"}  # what known_envs.py offers a script
+torch.set_num_threads(1)  # tests run side by side, one on each core
+os.environ["OMP_NUM_THREADS"] = "1"
+
+ACTIONS = {  # what known_envs.py offers a script
+    "ppo.py": "discrete",
+    "ppo_atari.py": "atari",
+    "ppo_continuous.py": "box",
+}
 
 
 def pytest_generate_tests(metafunc):

@@ -27,7 +27,7 @@ def load(script: str, detail: str | None = None) -> types.ModuleType:
     if detail:
         source = build.without(source, build.registry()[detail], script)
     module = types.ModuleType(f"{Path(script).stem}_{next(COUNTER)}")
-    module.__file__ = str(ROOT / script)
+    module.__file__, module.source = str(ROOT / script), source
     sys.modules[module.__name__] = module  # dataclasses look their module up
     exec(compile(source, script, "exec"), module.__dict__)
     return module
@@ -51,10 +51,29 @@ class Record:
 
 def unscaled(module: types.ModuleType) -> types.ModuleType:
     """A script that leaves observations and rewards as they are (but for the clipping at 10): what
-    the others do, too, so that the details all share can be tested on it in the same way."""
+    the others do, too, so that the details all share can be tested on it in the same way. Of
+    pictures, the network sees the numbers that stand in the newest."""
     if hasattr(module, "RunningMeanStd"):
         module.RunningMeanStd.update = lambda self, x: None
         module.RunningMeanStd.std = lambda self: np.ones(self.mean.shape)
+    if hasattr(module, "NatureCNN"):
+
+        class Reader(torch.nn.Module):
+            def __init__(self, frames):
+                super().__init__()
+                self.hidden = module.layer_init(torch.nn.Linear(3, 512))
+
+            def forward(self, x):
+                return self.hidden((x[:, 3, 0, :3].float() - 100) / 10).tanh()
+
+        def make_env(args, video=None):
+            env = module.gym.make(args.env_id, **module.GAME)
+            env = module.gym.wrappers.RecordEpisodeStatistics(env)
+            space = module.gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
+            stack = lambda frame: np.stack([frame[:84, :84, 0]] * 4)  # noqa: E731
+            return module.gym.wrappers.TransformObservation(env, stack, space)
+
+        module.NatureCNN, module.make_env = Reader, make_env
     return module
 
 
@@ -63,7 +82,14 @@ def record(module: types.ModuleType, *flags: str, scaled: bool = False) -> Recor
     statistics, in a script that has them."""
     if not scaled:
         unscaled(module)
-    rec, policy, value = Record(), module.Agent.policy, module.Agent.value
+    # The call that gives the distribution: alone, or with the value where they share a trunk.
+    shared = "forward" in vars(module.Agent)
+    act = "forward" if shared else "policy"
+    rec, policy, value = Record(), getattr(module.Agent, act), module.Agent.value
+    scoring = []
+
+    def plain(obs):
+        return known_envs.numbers(obs.numpy()) if shared else obs.numpy().copy()
 
     def grads(optimizer):
         return [p.grad for p in optimizer.param_groups[0]["params"]]
@@ -94,14 +120,15 @@ def record(module: types.ModuleType, *flags: str, scaled: bool = False) -> Recor
         close = flush
 
     def spy_policy(self, obs):
-        dist = policy(self, obs)
+        result = policy(self, obs)
+        dist = result[0] if shared else result
         if torch.is_grad_enabled():
             numbers = {k: v.detach().numpy().copy() for k, v in vars(dist).items()}
-            rec.learned.append({"obs": obs.numpy().copy(), "dist": numbers})
+            rec.learned.append({"obs": plain(obs), "dist": numbers})
             dist.log_prob = partial(spy_log_prob, dist.log_prob)
-        else:
-            rec.acted.append(obs.numpy().copy())
-        return dist
+        elif not scoring:
+            rec.acted.append(plain(obs))
+        return result
 
     def spy_log_prob(log_prob, actions):
         rec.learned[-1]["actions"] = actions.numpy().copy()
@@ -109,8 +136,11 @@ def record(module: types.ModuleType, *flags: str, scaled: bool = False) -> Recor
 
     def spy_value(self, obs):
         if not torch.is_grad_enabled():
-            rec.valued.append(obs.numpy().copy())
-        return value(self, obs)
+            rec.valued.append(plain(obs))
+        scoring.append(True)
+        result = value(self, obs)
+        scoring.pop()
+        return result
 
     def spy_pg(advantages, ratio, clip_coef):
         loss = pg(advantages, ratio, clip_coef)
@@ -144,7 +174,7 @@ def record(module: types.ModuleType, *flags: str, scaled: bool = False) -> Recor
     known_envs.COUNT[0] = 0
     with ExitStack() as stack:
         for target, name, spy in [
-            (module.Agent, "policy", spy_policy),
+            (module.Agent, act, spy_policy),
             (module.Agent, "value", spy_value),
             (module, "policy_loss", spy_pg),
             (module, "value_loss", spy_vf),
@@ -161,13 +191,16 @@ def record(module: types.ModuleType, *flags: str, scaled: bool = False) -> Recor
 
 # ppo.py's defaults for all, so that one test can be run on every script.
 SIZES = "--num-envs 4 --num-steps 128 --num-minibatches 4 --update-epochs 4".split()
-SAME = [*SIZES, "--learning-rate", "2.5e-4", "--ent-coef", "0.01"]
+SAME = [*SIZES, *"--learning-rate 2.5e-4 --ent-coef 0.01 --clip-coef 0.2".split()]
 
-# A run of each script on an environment with four observations, rollouts of 512 rows.
+# A run of each script whose iterations are short, and how many rows such an iteration has.
+FEW = "--num-envs 4 --num-steps 8 --num-minibatches 2 --update-epochs 1".split()
 QUICK = {
     "ppo.py": ["--env-id", "CartPole-v1", *SIZES],
+    "ppo_atari.py": ["--env-id", "BreakoutNoFrameskip-v4", *FEW],
     "ppo_continuous.py": ["--env-id", "InvertedPendulum-v5", *SIZES],
 }
+ROWS = {"ppo.py": 512, "ppo_atari.py": 32, "ppo_continuous.py": 512}
 
 
 def small(env: str = "Ends-v0", *flags: str, iterations: int = 3) -> list[str]:

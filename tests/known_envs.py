@@ -3,9 +3,11 @@
 Made through the registry as `known_envs:Name-v0`, as a user's own environment is. Their actions are
 of the kind that the environment variable ACTIONS names, so that every script can play them:
 "discrete" (one of 3) or "box" (2 numbers from -1 to 1, of which the first chooses by its sign).
+"atari" makes each a game console: discrete actions, and pictures in which the observation stands.
 """
 
 import os
+from functools import partial
 
 import gymnasium as gym
 import numpy as np
@@ -140,10 +142,12 @@ class Shapes(Ends):
 class Sized(Ends):
     """Observations of changing size."""
 
+    console = False
     observation_space = gym.spaces.Sequence(gym.spaces.Discrete(2))
 
 
 class Picture(Ends):
+    console = False
     observation_space = gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)
 
 
@@ -174,17 +178,104 @@ class Bound(gym.Env):
         return np.zeros(1, np.float32), float(action[0]), True, False, {}
 
 
-gym.register("Ends-v0", Ends)
-gym.register("Long-v0", Ends, kwargs={"lengths": (1000, 1000)})
-gym.register("Cut-v0", Ends, kwargs={"lengths": (4, 4)}, max_episode_steps=3)
-gym.register("Reused-v0", Reused)
-gym.register("Shapes-v0", Shapes)
-gym.register("Sized-v0", Sized)
-gym.register("Picture-v0", Picture)
-gym.register("Limit-v0", Limit)
-gym.register("Bound-v0", Bound)
+class Lives(Ends):
+    """A console without much of a picture: frame t of a game is lit at pixel t alone. After frame t
+    there are lives[t] lives left; a game ends with the frame after the last of them, or is cut off
+    there by a time limit. Every frame earns `pay`."""
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+    console = False
+    observation_space = gym.spaces.Box(0, 255, (210, 160, 3), np.uint8)
+
+    def __init__(self, lives, meanings="NOOP FIRE RIGHT", pay=3.0, cut=False, render_mode=None):
+        super().__init__()
+        self.lives, self.meanings = lives, meanings.split()
+        self.pay, self.cut = pay, cut
+
+    def get_action_meanings(self):
+        return self.meanings
+
+    def observe(self):
+        frame = np.zeros((210 * 160, 3), np.uint8)
+        frame[self.t] = 255
+        return frame.reshape(210, 160, 3)
+
+    def reset(self, seed=None, options=None):
+        gym.Env.reset(self, seed=seed)
+        obs, _ = super().reset(seed)
+        return obs, {"lives": self.lives[0]}
+
+    def step(self, action):
+        LOG.append(("step", self.number, self.episode, self.t, int(action)))
+        self.t += 1
+        over = self.t == len(self.lives)
+        lives = 0 if over else self.lives[self.t]
+        return self.observe(), self.pay, over and not self.cut, over and self.cut, {"lives": lives}
+
+
+class Console(gym.Env):
+    """Another environment as a console: its observation stands in the first pixels."""
+
+    observation_space = gym.spaces.Box(0, 255, (210, 160, 3), np.uint8)
+
+    def __init__(self, env):
+        self.env, self.action_space = env, env.action_space
+
+    def get_action_meanings(self):
+        return ["NOOP", "RIGHT", "LEFT"]
+
+    def picture(self, obs):
+        frame = np.zeros(self.observation_space.shape, np.uint8)
+        frame[0, :3] = 100
+        frame[0, : len(obs)] = (np.rint(obs * 10) + 100).astype(int)[:, None] % 256
+        return frame
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.picture(self.env.reset(seed=seed)[0]), {"lives": 0}
+
+    def step(self, action):
+        obs, *rest, info = self.env.step(action)
+        return self.picture(obs), *rest, info | {"lives": 0}
+
+
+def numbers(pictures):
+    """What stands in stacks of frames (..., 4, 84, 84), in the newest: observations (..., 3)."""
+    return (np.asarray(pictures[..., 3, 0, :3], np.float32) - 100) / 10
+
+
+def make(cls, frameskip=None, repeat_action_probability=None, **kwargs):
+    env = cls(**kwargs)
+    consoles = os.environ.get("ACTIONS") == "atari" and getattr(cls, "console", True)
+    return Console(env) if consoles else env
+
+
+def register(name, cls, **options):
+    gym.register(name, partial(make, cls), **options)
+
+
+# Lives by frame: two lost, one won and lost again, and frames that are played at 0 lives.
+LIVES = [3] * 6 + [2] * 17 + [3] * 8 + [2] * 21 + [1] * 20 + [0] * 9
+ENDLESS = [0] * 30_000
+NO_FIRE = "NOOP RIGHT LEFT"
+register("Lives-v0", Lives, kwargs={"lives": LIVES, "meanings": NO_FIRE})
+register("Fire-v0", Lives, kwargs={"lives": [3] * 20 + LIVES[6:]})
+register("Fatal-v0", Lives, kwargs={"lives": [3] * 3 + [2] * 60})  # the first FIRE costs a life
+register("Quiet-v0", Lives, kwargs={"lives": ENDLESS, "meanings": NO_FIRE})
+register("Short-v0", Lives, kwargs={"lives": [0] * 10, "meanings": NO_FIRE})
+register("Loss-v0", Lives, kwargs={"lives": ENDLESS, "meanings": NO_FIRE, "pay": -0.1})
+register("Limited-v0", Lives, kwargs={"lives": [0] * 30, "meanings": NO_FIRE, "cut": True})
+register("Ends-v0", Ends)
+register("Long-v0", Ends, kwargs={"lengths": (1000, 1000)})
+register("Cut-v0", Ends, kwargs={"lengths": (4, 4)}, max_episode_steps=3)
+register("Reused-v0", Reused)
+register("Shapes-v0", Shapes)
+register("Sized-v0", Sized)
+register("Picture-v0", Picture)
+register("Limit-v0", Limit)
+register("Bound-v0", Bound)
 for kind in ("constant", "delayed", "action", "observed", "endless"):
-    gym.register(f"Probe-{kind}-v0", Probe, kwargs={"kind": kind})
+    register(f"Probe-{kind}-v0", Probe, kwargs={"kind": kind})
 for kind in ("reward", "obs"):
-    gym.register(f"Broken-{kind}-v0", Broken, kwargs={"kind": kind})
-gym.register("Forever-v0", Ends, kwargs={"lengths": (10**9, 10**9)})
+    register(f"Broken-{kind}-v0", Broken, kwargs={"kind": kind})
+register("Forever-v0", Ends, kwargs={"lengths": (10**9, 10**9)})

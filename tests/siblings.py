@@ -22,7 +22,7 @@ def may_differ(source: str, own: set[str]) -> set[int]:
     for node in tree.body:
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             nodes.append(node)
-        elif isinstance(node, ast.Assign) and node.targets[0].id in CONSTANTS:
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in CONSTANTS:
             nodes.append(node)
         elif isinstance(node, ast.ClassDef) and node.name == "Args":
             nodes += [n for n in node.body if isinstance(n, (ast.AnnAssign, ast.Expr))]

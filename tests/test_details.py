@@ -4,14 +4,18 @@ test_removals.py runs each of these on the script without its detail and expects
 """
 
 import math
+import os
 import subprocess
 import sys
+from pathlib import Path
 
+import cv2
 import known_envs
 import numpy as np
 import pytest
 import torch
 from harness import ROOT, record, small
+from torch.nn import functional
 
 LR = 2.5e-4
 
@@ -19,6 +23,8 @@ LR = 2.5e-4
 def spaces(ppo, observations: int, actions: int):
     """An observation space, and one of `actions` choices or torques, for a script's Agent."""
     space = ppo.gym.spaces.Box(-1, 1, (observations,))
+    if hasattr(ppo, "NatureCNN"):
+        space = ppo.gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
     if ppo.gym.spaces.Discrete in ppo.ACTION_SPACES:
         return space, ppo.gym.spaces.Discrete(actions)
     return space, ppo.gym.spaces.Box(-1, 1, (actions,))
@@ -48,10 +54,10 @@ def test_core_01(ppo):
 def test_core_02(ppo):
     """Hidden weights times their transpose are 2 I, heads 1e-4 and 1; biases are 0."""
     agent = ppo.Agent(*spaces(ppo, 7, 3))
-    gains = {64: 2.0, 3: 1e-4, 1: 1.0}
+    gains = {32: 2.0, 64: 2.0, 512: 2.0, 3: 1e-4, 1: 1.0}
     seen = []
     for name, parameter in agent.named_parameters():
-        weight = parameter.detach().double().numpy()
+        weight = parameter.detach().double().flatten(1 if parameter.ndim > 1 else 0).numpy()
         if weight.ndim == 1:
             assert not weight.any(), name
         else:
@@ -61,7 +67,7 @@ def test_core_02(ppo):
                 short, gain * np.eye(len(short)), atol=1e-5 * max(gain, 1e-2)
             )
             seen.append(weight.shape[0])
-    assert sorted(seen) == [1, 3, 64, 64, 64, 64]
+    assert sorted(seen) in ([1, 3, 64, 64, 64, 64], [1, 3, 32, 64, 64, 512])
 
 
 def test_core_03(ppo):
@@ -335,12 +341,14 @@ def test_extra_05(ppo):
     """A policy that learns from other numbers than it acted on is stopped; a right one is not."""
     rec = record(ppo, *small())
     assert max(value for _, value in rec.scalars["debug/first_ratio_error"]) < 1e-5
-    policy = ppo.Agent.policy
+    name = "forward" if "forward" in vars(ppo.Agent) else "policy"
+    act = getattr(ppo.Agent, name)
 
     def noisy(self, obs):
-        return policy(self, obs + torch.rand_like(obs) if torch.is_grad_enabled() else obs)
+        noise = torch.randint(0, 2, obs.shape).to(obs.dtype)
+        return act(self, obs + noise if torch.is_grad_enabled() else obs)
 
-    ppo.Agent.policy = noisy
+    setattr(ppo.Agent, name, noisy)
     try:
         ppo.main([*small(), "--eval-episodes", "0"])
     except SystemExit as stop:
@@ -638,3 +646,421 @@ numpy.save("acted", agent.policy(torch.as_tensor(agent.normalize(raw))).mode.det
     assert all(torch.equal(before[k], v) for k, v in again.items())
     # Casts and moves of the agent leave the statistics as they are.
     assert agent.half().obs_stats.mean.dtype == torch.float64
+
+
+def console(ppo, name: str, calm: bool = True):
+    """A scripted game as the agent sees it; `calm`: without the no-ops, so that frames count."""
+    if calm:
+        ppo.NoopReset = lambda env: env
+    known_envs.LOG.clear()
+    return ppo.make_env(ppo.Args(env_id=f"known_envs:{name}"))
+
+
+def pressed() -> list[int]:
+    """The actions of all raw frames since LOG was cleared."""
+    return [entry[4] for entry in known_envs.LOG if entry[0] == "step"]
+
+
+def seen_as(*times: int) -> np.ndarray:
+    """What the network gets to see of the maximum of these frames of a scripted game."""
+    frame = np.zeros(210 * 160, np.uint8)
+    frame[list(times)] = 255  # white stays white in grey
+    return cv2.resize(frame.reshape(210, 160), (84, 84), interpolation=cv2.INTER_AREA)
+
+
+def test_atari_01(ppo):
+    """A game begins with 1 to 30 raw frames of action 0, each number as likely; then it is on."""
+    env, counts = console(ppo, "Quiet-v0", calm=False), []
+    for seed in range(600):
+        known_envs.LOG.clear()
+        obs, _ = env.reset(seed=seed)
+        assert set(pressed()) == {0}
+        np.testing.assert_array_equal(obs[3], seen_as(len(pressed())))
+        counts.append(len(pressed()))
+    assert set(counts) == set(range(1, 31)) and np.bincount(counts).max() < 60
+    again = env.reset(seed=7)[0], env.reset(seed=7)[0]
+    np.testing.assert_array_equal(*again)
+    # A game of ten frames is begun anew in the middle of it, and the count goes on.
+    env = console(ppo, "Short-v0", calm=False)
+    for seed in range(50):
+        known_envs.LOG.clear()
+        env.reset(seed=seed)
+        assert pressed() == [0] * counts[seed]
+        assert len(known_envs.LOG) - len(pressed()) == 1 + counts[seed] // 10  # resets
+
+
+def test_atari_02(ppo):
+    """A step is four raw frames of one action; the picture is the maximum of the last two."""
+    env = console(ppo, "Quiet-v0")
+    env.reset(seed=1)
+    for step in range(5):
+        obs, *_ = env.step(2)
+        np.testing.assert_array_equal(obs[3], seen_as(4 * step + 3, 4 * step + 4))
+    assert pressed() == [2] * 20
+    assert env.get_wrapper_attr("episode_returns") == 60  # the sum over all frames
+    # A game that ends in the middle of a step; frames of one game don't show in the next.
+    raw = ppo.gym.make("known_envs:Short-v0")
+    skip = ppo.MaxAndSkip(raw)
+    for _ in range(2):
+        skip.reset(seed=1)
+        rows = [skip.step(1) for _ in range(3)]
+        assert [row[1] for row in rows] == [12, 12, 6] and [row[2] for row in rows] == [0, 0, 1]
+        lit = np.flatnonzero(rows[2][0].max(-1))
+        assert lit.tolist() == [7, 8]  # the last two that a whole step kept
+    once = ppo.MaxAndSkip(ppo.gym.make("known_envs:Short-v0"))
+    once.reset()
+    once.step(1)
+    once.reset()
+    once.unwrapped.lives = [0]
+    assert not once.step(1)[0].any()
+    # ALE's own skipping and sticky actions are off, whatever the id.
+    for name in ("ALE/Pong-v5", "Pong-v0", "PongNoFrameskip-v4"):
+        env = ppo.make_env(ppo.Args(env_id=name))
+        before = env.unwrapped.ale.getFrameNumber()
+        assert env.unwrapped.ale.getFloat("repeat_action_probability") == 0
+        env.reset(seed=1)
+        before = env.unwrapped.ale.getFrameNumber()
+        env.step(2)
+        assert env.unwrapped.ale.getFrameNumber() - before == 4, name
+
+
+def by_lives(lives: list[int]) -> list[bool]:
+    """Whether each step of a game played to its end says "terminated", from lives per frame."""
+    ends, t, before = [], 0, lives[0]
+    while t < len(lives):
+        t += 4
+        now = lives[t] if t < len(lives) else 0
+        ends.append(t >= len(lives) or (now < before and now > 0))
+        before = now
+        if ends[-1] and t < len(lives):  # the no-op of the reset
+            t += 4
+            before = lives[t]
+    return ends
+
+
+def test_atari_03(ppo):
+    """A lost life terminates, the last one with the game; only a game that is over is reset."""
+    env = console(ppo, "Lives-v0")
+    expected = by_lives(known_envs.LIVES)
+    assert sum(expected) == 4 and expected[-1]  # three lives lost at 1 or more, then the end
+    for seed in (1, None):
+        env.reset(seed=seed)
+        ends = []
+        for number, _ in enumerate(expected, 1):
+            _, _, terminated, truncated, info = env.step(1)
+            ends.append(terminated)
+            assert not truncated and ("episode" in info) == (number == len(expected))
+            if terminated and number < len(expected):
+                env.reset()
+        assert ends == expected
+    resets = [entry for entry in known_envs.LOG if entry[0] == "reset"]
+    assert len(resets) == 2  # one a game
+    assert info["episode"]["r"] == 3 * len(known_envs.LIVES)
+    # The log and the evaluation have whole games, in the game's own points.
+    flags = small("Lives-v0", "--num-steps", "64", "--total-timesteps", "512")
+    rec = record(ppo, *flags, scaled=True)
+    returns = [value for _, value in rec.scalars["charts/episodic_return"]]
+    lengths = [value for _, value in rec.scalars["charts/episodic_length"]]
+    assert len(returns) >= 8 and set(returns) == {3 * len(known_envs.LIVES)}
+    assert set(lengths) == {math.ceil(len(known_envs.LIVES) / 4)}
+    assert sum(gae[3].sum() for gae in rec.gae) > 3 * len(returns)
+    scores = ppo.main([*flags, "--eval-episodes", "2"])
+    assert scores["sampled"] == scores["greedy"] == [3 * len(known_envs.LIVES)] * 2
+    # ALE's limit on frames truncates.
+    env = console(ppo, "Limited-v0")
+    env.reset(seed=1)
+    assert [env.step(1)[2:4] for _ in range(8)] == [(False, False)] * 7 + [(False, True)]
+
+
+def test_atari_04(ppo):
+    """After every reset, of a game or after a lost life, FIRE and the next action come first."""
+    env = console(ppo, "Fire-v0")
+    env.reset(seed=1)
+    assert pressed() == [1] * 4 + [2] * 4
+    terminated = False
+    while not terminated:
+        terminated = env.step(0)[2]
+    known_envs.LOG.clear()
+    env.reset()
+    assert pressed() == [0] * 4 + [1] * 4 + [2] * 4  # the no-op that goes on with the game
+    quiet = console(ppo, "Lives-v0")
+    quiet.reset(seed=1)
+    assert pressed() == []
+    # Where FIRE itself costs a life, the life after it is begun as any other.
+    fatal = console(ppo, "Fatal-v0")
+    obs, _ = fatal.reset(seed=1)
+    assert pressed() == [1] * 4 + [0] * 4 + [2] * 4 and not fatal.step(0)[2]
+    np.testing.assert_array_equal(obs[3], seen_as(11, 12))
+
+
+def area(length: int, parts: int = 84) -> np.ndarray:
+    """Weights (parts, length): each part's mean over the stretch that it covers."""
+    edges = np.arange(length + 1) * parts / length
+    left, right = edges[:-1], edges[1:]
+    k = np.arange(parts)[:, None]
+    return np.clip(np.minimum(right, k + 1) - np.maximum(left, k), 0, None)
+
+
+def test_atari_05(ppo):
+    """Grey by the luminance weights, shrunk by averaging what falls into each pixel."""
+    warp = ppo.WarpFrame(ppo.gym.make("known_envs:Quiet-v0"))
+    for colour, grey in (((255, 0, 0), 76), ((0, 255, 0), 150), ((0, 0, 255), 29)):
+        frame = np.broadcast_to(np.array(colour, np.uint8), (210, 160, 3)).copy()
+        assert set(warp.observation(frame).ravel()) == {grey}
+    for _ in range(5):
+        frame = np.random.default_rng(0).integers(0, 256, (210, 160, 3), dtype=np.uint8)
+        grey = np.rint(frame @ [0.299, 0.587, 0.114])
+        by_hand = area(210) @ grey @ area(160).T
+        got = warp.observation(frame)
+        assert got.shape == (84, 84) and got.dtype == np.uint8
+        assert np.abs(got - by_hand).max() < 1.1
+    assert warp.observation_space.contains(got)
+
+
+def test_atari_06(ppo):
+    """Of four frames of 3 points each the agent gets 1, the log 12; of -0.1 it gets -1."""
+    for name, sign in (("Quiet-v0", 1), ("Loss-v0", -1)):
+        env = console(ppo, name)
+        env.reset(seed=1)
+        assert [env.step(1)[1] for _ in range(3)] == [sign] * 3
+    assert env.get_wrapper_attr("episode_returns") == pytest.approx(-1.2)
+    still = ppo.gym.wrappers.TransformReward(env.unwrapped, lambda reward: 0.0)
+    ppo.gym.make = lambda *args, make=ppo.gym.make, **kwargs: still
+    try:
+        env = ppo.make_env(ppo.Args())
+        env.reset(seed=1)
+        assert env.step(1)[1] == 0
+    finally:
+        ppo.gym.make = sys.modules["gymnasium.envs.registration"].make
+
+
+def test_atari_07(ppo):
+    """Four frames, oldest first; black before the reset and before a lost life."""
+    env = console(ppo, "Lives-v0")
+    obs, _ = env.reset(seed=1)
+    assert obs.shape == (4, 84, 84) and obs.dtype == np.uint8
+    assert env.observation_space.contains(obs)
+    np.testing.assert_array_equal(obs, [*np.zeros((3, 84, 84)), seen_as(0)])
+    first, _, terminated, *_ = env.step(1)
+    np.testing.assert_array_equal(first, [*obs[1:], seen_as(3, 4)])
+    second, _, terminated, *_ = env.step(1)
+    np.testing.assert_array_equal(second, [*first[1:], seen_as(7, 8)])
+    assert terminated and first[2].any()  # what was given out before does not change
+    obs, _ = env.reset()
+    np.testing.assert_array_equal(obs, [*np.zeros((3, 84, 84)), seen_as(11, 12)])
+
+
+def test_atari_08(ppo):
+    """The published sizes, one trunk for both heads, and values that came with the actions."""
+    agent = ppo.Agent(*spaces(ppo, 3, 4))
+    assert sum(p.numel() for p in agent.parameters()) == 1_686_693
+    obs = torch.randint(0, 256, (5, 4, 84, 84), dtype=torch.uint8)
+    w = {name: p.detach().double() for name, p in agent.named_parameters()}
+    x = obs.double() / 255
+    for layer, stride in (("conv1", 4), ("conv2", 2), ("conv3", 1)):
+        name = f"trunk.{layer}"
+        x = functional.conv2d(x, w[f"{name}.weight"], w[f"{name}.bias"], stride).relu()
+    x = (x.flatten(1) @ w["trunk.hidden.weight"].T + w["trunk.hidden.bias"]).relu()
+    dist, value = agent(obs)
+    logits = x @ w["actor.weight"].T + w["actor.bias"]
+    np.testing.assert_allclose(dist.logp.detach(), logits.log_softmax(-1), atol=1e-5)
+    np.testing.assert_allclose(value.detach(), (x @ w["critic.weight"].T)[:, 0], atol=1e-4)
+    assert value.shape == (5,)  # a last axis of 1 would broadcast in the loss
+    actions = torch.ones(5, dtype=int)
+    for loss in (agent.value(obs).sum(), agent.policy(obs).log_prob(actions).sum()):
+        agent.zero_grad()
+        loss.backward()
+        assert agent.trunk.conv1.weight.grad.any()
+
+    rec = record(ppo, *small(iterations=2))
+    _, values, next_values, dones, *_ = rec.gae[1]
+    first = rec.learned[16]  # of the second update, whose values the rollout had
+    assert first["new_values"] == pytest.approx(first["old_values"], abs=1e-6)
+    inside = ~dones[:-1]
+    np.testing.assert_array_equal(next_values[:-1][inside], values[1:][inside])
+
+
+def test_atari_09(ppo):
+    """Rollouts hold bytes; what enters the first convolution is a 255th of them."""
+    entered, kept, forward = [], [], ppo.NatureCNN.forward
+
+    def spy(self, x):
+        kept.append(x.clone())
+        return forward(self, x)
+
+    def hook(module, inputs):
+        entered.append(inputs[0].clone())
+
+    ppo.NatureCNN.forward = spy
+    init = ppo.NatureCNN.__init__
+
+    def watched(self, *args):
+        init(self, *args)
+        self.conv1.register_forward_pre_hook(hook)
+
+    ppo.NatureCNN.__init__ = watched
+    flags = ["--env-id", "PongNoFrameskip-v4", *small(iterations=1)[2:]]
+    ppo.main([*flags, "--eval-episodes", "0"])
+    assert len(kept) == len(entered) == 16 + 1 + 16  # acting, the last values, learning
+    for x, y in zip(kept, entered, strict=True):
+        assert x.dtype == torch.uint8 and x.max() > 200
+        np.testing.assert_allclose(y.numpy(), x.numpy() / 255, atol=1e-7)
+
+
+TWO = """
+import sys, torch
+import lone as ppo
+
+rank, kept, first = ppo.RANK, {"seeds": []}, {}
+forward, clip, step = ppo.Agent.forward, torch.nn.utils.clip_grad_norm_, torch.optim.Adam.step
+pg, vf, vector = ppo.policy_loss, ppo.value_loss, ppo.gym.vector.SyncVectorEnv
+reset = vector.reset
+
+def spy_forward(self, obs):
+    dist, value = forward(self, obs)
+    if torch.is_grad_enabled() and "obs" not in first:
+        first["obs"] = obs.clone()
+        first["agent"] = {k: v.clone() for k, v in self.state_dict().items()}
+        inner = dist.log_prob
+        def log_prob(actions):
+            first["actions"] = actions.clone()
+            return inner(actions)
+        dist.log_prob = log_prob
+    return dist, value
+
+def spy_pg(advantages, ratio, epsilon):
+    first.setdefault("advantages", advantages.clone())
+    return pg(advantages, ratio, epsilon)
+
+def spy_vf(new, old, returns, epsilon):
+    first.setdefault("returns", returns.clone())
+    first.setdefault("old_values", old.clone())
+    return vf(new, old, returns, epsilon)
+
+def spy_clip(weights, limit):
+    first.setdefault("grad", weights.grad.clone())
+    return clip(weights, limit)
+
+def spy_step(self, *args):
+    result = step(self, *args)
+    kept["weights"] = self.param_groups[0]["params"][0].detach().clone()
+    torch.save(kept | first, f"rank{rank}.pt")
+    return result
+
+def spy_reset(self, *, seed=None, options=None):
+    kept["seeds"] += seed or []
+    return reset(self, seed=seed, options=options)
+
+ppo.Agent.forward, torch.nn.utils.clip_grad_norm_ = spy_forward, spy_clip
+ppo.policy_loss, ppo.value_loss, vector.reset = spy_pg, spy_vf, spy_reset
+torch.optim.Adam.step = spy_step
+ppo.main(sys.argv[1:])
+"""
+
+
+def torchrun(*command) -> list:
+    """A command that starts two processes, without a fixed port."""
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+            *map(str, command)]  # fmt: skip
+
+
+def test_aux_02(ppo):
+    """Two processes: equal weights after each update; the averaged gradient is that of one process
+    on the rows of both."""
+    Path("lone.py").write_text(ppo.source)
+    Path("two.py").write_text(TWO)
+    flags = ["--env-id", "PongNoFrameskip-v4", *small(iterations=4)[2:], "--no-norm-adv"]
+    flags += ["--num-envs", "2", "--eval-episodes", "1"]
+    env = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
+    done = subprocess.run(torchrun("two.py", *flags), env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    a, b = (torch.load(f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert torch.equal(a["weights"], b["weights"]) and torch.equal(a["grad"], b["grad"])
+    assert len({*a["seeds"], *b["seeds"]}) == 4  # no two envs play the same game
+    assert not torch.equal(a["obs"], b["obs"])
+    agent = ppo.Agent(*spaces(ppo, 3, 6))
+    agent.load_state_dict(a["agent"])
+    assert all(torch.equal(a["agent"][key], b["agent"][key]) for key in a["agent"])
+    union = {
+        key: torch.cat([a[key], b[key]])
+        for key in ("obs", "actions", "advantages", "returns", "old_values")
+    }
+    dist, values = agent(union["obs"])
+    logp = dist.log_prob(union["actions"])
+    ratio = (logp - logp.detach()).exp()  # 1, as nothing is learned yet
+    entropy = -(dist.logp.exp() * dist.logp).sum(-1).mean()
+    error = 0.5 * ((values - union["returns"]) ** 2).mean()  # the first epsilon is not reached
+    loss = -(ratio * union["advantages"]).mean() - 0.01 * entropy + 0.5 * error
+    loss.backward()
+    grad = torch.cat([p.grad.flatten() for p in agent.parameters()])
+    assert grad.norm() > 1e-3
+    np.testing.assert_allclose(a["grad"], grad, atol=1e-6)
+    # One writes: a single run, its steps those of both processes.
+    (folder,) = Path("runs").iterdir()
+    saved = torch.load(folder / "checkpoint.pt", weights_only=True)
+    assert saved["iteration"] == 4 and saved["processes"] == 2
+    assert "2 processes x 2 envs x 16 steps = 64 rows" in done.stdout
+    assert done.stdout.count("sampled: return") == 1
+    flat = torch.cat([tensor.flatten() for tensor in saved["agent"].values()])
+    assert torch.equal(flat, a["weights"])
+
+
+def test_extra_06(ppo):
+    """Workers play the same games: equal weights; nothing is played in this process."""
+    flags = [*small("Fire-v0", iterations=2), "--eval-episodes", "0"]
+    make_envs, pids = ppo.make_envs, []
+
+    def spy(*args):
+        envs = make_envs(*args)
+        pids.extend(process.pid for process in getattr(envs, "processes", []))
+        for pid in pids:
+            status = Path(f"/proc/{pid}/status")
+            if status.exists():
+                ignored = int(status.read_text().split("SigIgn:")[1].split()[0], 16)
+                assert ignored & 0b10, "SIGINT would end the worker"
+        return envs
+
+    ppo.make_envs = spy
+    runs = []
+    for flag in ("--no-async-envs", "--async-envs"):
+        known_envs.LOG.clear()
+        folder = ppo.main([*flags, flag])["folder"]
+        here = any(entry[0] == "step" for entry in known_envs.LOG)
+        assert here == (flag == "--no-async-envs")
+        runs.append(torch.load(f"{folder}/checkpoint.pt", weights_only=True)["agent"])
+    assert len(pids) == 4
+    assert all(torch.equal(runs[0][key], runs[1][key]) for key in runs[0])
+
+
+def test_extra_07(ppo):
+    """With --bf16 the trunk computes in bfloat16, in training and in evaluation; heads, weights and
+    what is learned stay in float32; and the check of the first ratio allows for it."""
+    init, dtypes = ppo.NatureCNN.__init__, set()
+
+    def watched(self, *args):
+        init(self, *args)
+        self.hidden.register_forward_hook(lambda *call: dtypes.add(call[-1].dtype))
+
+    ppo.NatureCNN.__init__ = watched
+    flags = [*small("Ends-v0", iterations=1), "--eval-episodes", "1"]
+    for flag, dtype in (("--bf16", torch.bfloat16), ("--no-bf16", torch.float32)):
+        dtypes.clear()
+        folder = ppo.main([*flags, flag])["folder"]
+        assert dtypes == {dtype}
+        saved = torch.load(f"{folder}/checkpoint.pt", weights_only=True)
+        assert {tensor.dtype for tensor in saved["agent"].values()} == {torch.float32}
+        agent = ppo.Agent(*spaces(ppo, 3, 3))
+        agent.bf16 = flag == "--bf16"
+        dist, value = agent(torch.randint(0, 256, (2, 4, 84, 84), dtype=torch.uint8))
+        assert dist.logp.dtype == value.dtype == torch.float32
+    forward = ppo.Agent.forward
+
+    def biased(self, obs):  # all logarithms of ratios are off by 0.05 at first
+        dist, value = forward(self, obs)
+        dist.logp = dist.logp + (0.05 if torch.is_grad_enabled() else 0)
+        return dist, value
+
+    ppo.Agent.forward = biased
+    ppo.main([*flags, "--bf16", "--eval-episodes", "0"])
+    with pytest.raises(SystemExit):
+        ppo.main([*flags, "--eval-episodes", "0"])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import QUICK, ROOT, build, load
+from harness import QUICK, ROOT, ROWS, build, load
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 PAGES = [str(page.relative_to(ROOT)) for page in build.pages()]
@@ -123,12 +123,13 @@ def test_the_readme_commands(capsys):
     ("script", "page", "right"),
     [
         ("ppo.py", "README.md", "action in (0, 1)"),
+        ("ppo_atari.py", "docs/ppo_atari.md", "action in range(4) and reward in (-1, 0, 1)"),
         ("ppo_continuous.py", "docs/ppo_continuous.md", "action.shape == (1,) and reward == 1"),
     ],
     indirect=["script"],
 )
 def test_loading_an_agent_as_the_docs_show(script, page, right):
-    flags = [*QUICK[script], "--total-timesteps", "512", "--eval-episodes", "0"]
+    flags = [*QUICK[script], "--total-timesteps", str(ROWS[script]), "--eval-episodes", "0"]
     run = load(script).main(flags)["folder"]
     code = re.search(r"```python\n(import torch.*?)```", (ROOT / page).read_text(), re.S)[1]
     code = f"RUN = {run!r}\n{code}\nassert {right}"
@@ -137,13 +138,14 @@ def test_loading_an_agent_as_the_docs_show(script, page, right):
 
 
 def test_documented_tags_are_the_logged_ones(ppo, script):
-    flags = [*QUICK[script], "--total-timesteps", "10240", "--eval-episodes", "0"]
-    run = ppo.main(flags)["folder"]
+    steps = 20 * ROWS[script]
+    flags = [*QUICK[script], "--env-id", "known_envs:Ends-v0", "--total-timesteps", str(steps)]
+    run = ppo.main([*flags, "--eval-episodes", "0"])["folder"]
     tags = set(EventAccumulator(run).Reload().Tags()["scalars"])
     pages = {"ppo.md", script.replace(".py", ".md")}  # a child's page has what it adds
     text = "".join((ROOT / "docs" / page).read_text() for page in pages)
     assert tags == set(re.findall(r"`((?:charts|losses|debug)/\w+)`", text))
-    assert json.loads(Path(run, "args.json").read_text())["total_timesteps"] == 10240
+    assert json.loads(Path(run, "args.json").read_text())["total_timesteps"] == steps
 
 
 def test_nothing_but_ruff_is_left_to_taste():

@@ -25,15 +25,24 @@ def learn(ppo):
     return train
 
 
+def seen(agent, *observations) -> torch.Tensor:
+    """Observations of one number each, as the agent's environment shows them."""
+    if not hasattr(agent, "trunk"):
+        return torch.tensor([[o] for o in observations])
+    pictures = torch.full((len(observations), 4, 84, 84), 100, dtype=torch.uint8)
+    pictures[:, 3, 0, 0] = torch.tensor([100 + 10 * o for o in observations])
+    return pictures
+
+
 def values(agent, *observations) -> list[float]:
     with torch.no_grad():
-        return agent.value(torch.tensor([[o] for o in observations])).tolist()
+        return agent.value(seen(agent, *observations)).tolist()
 
 
 def probability_of_1(agent, observation: float) -> float:
     """Of the second action, or of a torque above 0."""
     with torch.no_grad():
-        actions = agent.policy(torch.full((2000, 1), observation)).sample()
+        actions = agent.policy(seen(agent, observation).repeat_interleave(2000, 0)).sample()
     return (actions.reshape(2000, -1)[:, 0] > 0).float().mean().item()
 
 
