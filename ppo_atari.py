@@ -214,8 +214,8 @@ class FireReset(gym.Wrapper):
 
 
 # [atari-05 1/2] Grey frames of 84 x 84
-# A sixth of the numbers, with what matters still visible. INTER_AREA averages what it merges, so
-# that a ball of two pixels does not vanish. Source: common/atari_wrappers.py#L134-L185.
+# A fourteenth of the numbers, with what matters still visible. INTER_AREA averages what it merges,
+# so that a ball of two pixels does not vanish. Source: common/atari_wrappers.py#L134-L185.
 class WarpFrame(gym.ObservationWrapper):
     """RGB (210, 160, 3) -> grey (84, 84), both uint8."""
 

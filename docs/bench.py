@@ -4,7 +4,8 @@ Runs the contestants in turn (A B A B ...), each with equal hyperparameters and 
 own, and compares them as ratios: the machine may be slower this minute than the last. A run's speed
 is its steps beyond those of a short run, by the time it takes longer: starting up does not count.
 Stable-Baselines3 always takes part. --against adds any script that understands --env-id,
---total-timesteps and --seed, such as CleanRL's. --profile says instead where the time goes.
+--total-timesteps and --seed, such as CleanRL's. --variant adds the script itself with more flags,
+such as --variant=--bf16. --profile says instead where the time goes.
 """
 
 import argparse
@@ -20,25 +21,32 @@ from statistics import median
 from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parent.parent
-SHORT = 8_192
-DEFAULT_ENV = {"ppo.py": "CartPole-v1", "ppo_continuous.py": "HalfCheetah-v4"}
+DEFAULT_ENV = {
+    "ppo.py": "CartPole-v1",
+    "ppo_atari.py": "BreakoutNoFrameskip-v4",
+    "ppo_continuous.py": "HalfCheetah-v4",
+}
+SHORT = {"ppo.py": 8_192, "ppo_atari.py": 2_048, "ppo_continuous.py": 8_192}  # steps
 
 
 def stable_baselines3(script: str, env_id: str, steps: int, seed: int) -> None:
     """A script's defaults in Stable-Baselines3, which clips values a little differently."""
     import torch
     from stable_baselines3 import PPO
-    from stable_baselines3.common.env_util import make_vec_env
-    from stable_baselines3.common.vec_env import VecNormalize
+    from stable_baselines3.common.env_util import make_atari_env, make_vec_env
+    from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 
     sys.path.insert(0, str(ROOT))
     args = importlib.import_module(script.removesuffix(".py")).Args()
-    torch.set_num_threads(1)  # its better setting here, as it is ours
-    envs = make_vec_env(env_id, n_envs=args.num_envs, seed=seed)
+    if script == "ppo_atari.py":
+        envs = VecFrameStack(make_atari_env(env_id, n_envs=args.num_envs, seed=seed), 4)
+    else:
+        torch.set_num_threads(1)  # its better setting here, as it is ours
+        envs = make_vec_env(env_id, n_envs=args.num_envs, seed=seed)
     if script == "ppo_continuous.py":
         envs = VecNormalize(envs, gamma=args.gamma)
     PPO(
-        "MlpPolicy",
+        "CnnPolicy" if script == "ppo_atari.py" else "MlpPolicy",
         envs,
         learning_rate=lambda left: args.learning_rate * left,
         n_steps=args.num_steps,
@@ -59,9 +67,11 @@ def seconds(command: list[str], steps: int, folder: str) -> float:
     return time.perf_counter() - start
 
 
-def compare(script: str, env_id: str, steps: int, rounds: int, against: list[str]) -> None:
-    flags = ["--env-id", env_id, "--seed", "1"]
+def compare(script, env_id, steps: int, rounds: int, against: list[str], variants: list[str]):
+    flags, short = ["--env-id", env_id, "--seed", "1"], SHORT[script]
     contestants = {script: [str(ROOT / script), *flags, "--eval-episodes", "0"]}
+    for variant in variants:
+        contestants[f"{script} {variant}"] = [*contestants[script], *variant.split()]
     own = [__file__, "--stable-baselines3", "--script", script]
     contestants["Stable-Baselines3"] = [*own, *flags]
     contestants |= {path: [str(Path(path).resolve()), *flags] for path in against}
@@ -69,7 +79,7 @@ def compare(script: str, env_id: str, steps: int, rounds: int, against: list[str
     with tempfile.TemporaryDirectory() as folder:
         for number in range(rounds):
             for name, command in contestants.items():
-                longer = seconds(command, SHORT + steps, folder) - seconds(command, SHORT, folder)
+                longer = seconds(command, short + steps, folder) - seconds(command, short, folder)
                 speeds[name].append(steps / longer)
                 print(f"round {number + 1}: {name} {speeds[name][-1]:,.0f} steps/s", flush=True)
     print(
@@ -112,7 +122,7 @@ def profile(script: str, env_id: str, steps: int) -> None:
     parts = [
         (ppo.gym.vector.SyncVectorEnv, "step", "environment"),
         (ppo.gym.vector.SyncVectorEnv, "reset", "environment"),
-        (ppo.Agent, "policy", "network"),
+        (ppo.Agent, "forward" if "forward" in vars(ppo.Agent) else "policy", "network"),
         (ppo.Agent, "value", "network"),
         (distribution, "sample", "network"),
         (distribution, "log_prob", "network"),
@@ -159,6 +169,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--against", action="append", default=[], metavar="PATH")
+    parser.add_argument("--variant", action="append", default=[], metavar="FLAGS")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--stable-baselines3", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--total-timesteps", type=int, help=argparse.SUPPRESS)
@@ -170,4 +181,4 @@ if __name__ == "__main__":
     elif args.profile:
         profile(args.script, env_id, args.steps)
     else:
-        compare(args.script, env_id, args.steps, args.rounds, args.against)
+        compare(args.script, env_id, args.steps, args.rounds, args.against, args.variant)

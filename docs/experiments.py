@@ -2,7 +2,8 @@
 
 Trains every variant with every seed, two runs side by side with one thread each, then draws the
 figures. A run that is in docs/results/NAME.csv already is not repeated: stop it and start it again
-as you like, and delete rows to have them measured anew. What it writes:
+as you like, and delete rows to have them measured anew. --adopt RUN takes a run folder, trained in
+pieces or stopped early, for the only variant that has its environment. What it writes:
 
     docs/results/NAME.csv         a row per run: its score, evaluation, explained variance, speed
     docs/results/NAME-curves.csv  a row per run and hundredth of it: mean return of its episodes
@@ -90,6 +91,13 @@ EXPERIMENTS = {
             "Hopper-v4": {"CleanRL": "2382.86 ± 271.74"},
         },
     ),
+    # The schedule is that of ten million steps. What was adopted may have been stopped before.
+    "atari": Experiment(
+        variants={"PongNoFrameskip-v4": "ppo_atari.py --env-id PongNoFrameskip-v4"},
+        seeds=range(1, 2),
+        figures={"PongNoFrameskip-v4": ["PongNoFrameskip-v4"]},
+        published={},
+    ),
 }
 
 
@@ -106,17 +114,21 @@ def run(command: str, seed: int) -> tuple[dict, list[dict]]:
         )
         if done.returncode:
             raise RuntimeError(f"{command} --seed {seed} failed:\n{done.stderr}")
-        path = Path(folder, re.search(r"into (runs/\S+)", done.stdout)[1])
-        checkpoint = torch.load(path / "checkpoint.pt", weights_only=True)
-        events = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
-    games = {m: float(v) for m, v in re.findall(r"(\w+): return (\S+) \+-", done.stdout)}
+        return collect(Path(folder, re.search(r"into (runs/\S+)", done.stdout)[1]), done.stdout)
+
+
+def collect(path: Path, printed: str) -> tuple[dict, list[dict]]:
+    """The row and the curve of a run folder; `printed`: what an evaluation of it said."""
+    checkpoint = torch.load(path / "checkpoint.pt", weights_only=True)
+    events = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
+    games = {m: float(v) for m, v in re.findall(r"(\w+): return (\S+) \+-", printed)}
     last = {}  # means over the last tenth of the run
     for tag in ("explained_variance", "value_loss"):
         numbers = [event.value for event in events.Scalars(f"losses/{tag}")]
         last[tag] = np.mean(numbers[-len(numbers) // 10 :])
     returns = checkpoint["returns"]  # of the last 100 training episodes
     row = {"score": np.mean(returns), "spread": np.std(returns), **games, **last}
-    total = checkpoint["args"]["total_timesteps"]
+    total = events.Scalars("losses/value_loss")[-1].step
     bins = defaultdict(list)
     for event in events.Scalars("charts/episodic_return"):
         bins[-(-event.step * BINS // total)].append(event.value)
@@ -166,6 +178,19 @@ def measure(name: str, jobs: int) -> None:
 
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(one, todo))
+
+
+def adopt(name: str, path: Path) -> None:
+    """Evaluate a run folder and take it into the tables."""
+    checkpoint = torch.load(path / "checkpoint.pt", weights_only=True)
+    script, settings = checkpoint["script"], checkpoint["args"]
+    (variant,) = (v for v in EXPERIMENTS[name].variants if v == settings["env_id"])
+    command = [sys.executable, ROOT / f"{script}.py", "--evaluate", path]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    row, curve = collect(path, done.stdout)
+    key = {"variant": variant, "seed": settings["seed"]}
+    append(RESULTS / f"{name}-curves.csv", CURVE, [key | point for point in curve])
+    append(RESULTS / f"{name}.csv", ROW, [key | row])
 
 
 def interval(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -252,7 +277,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=EXPERIMENTS)
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
+    parser.add_argument("--adopt", type=Path, metavar="RUN", help="take this run folder instead")
     arguments = parser.parse_args()
-    measure(arguments.name, arguments.jobs)
+    if arguments.adopt:
+        adopt(arguments.name, arguments.adopt)
+    else:
+        measure(arguments.name, arguments.jobs)
     draw(arguments.name)
     print(summary(arguments.name))
