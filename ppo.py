@@ -397,7 +397,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
                 entropy = dist.entropy().mean()
 
                 # [core-10] Overall loss and entropy bonus
-                # One loss for both networks; the bonus keeps the policy from committing itself
+                # One loss for policy and value; the bonus keeps the policy from committing itself
                 # before it has tried what else there is. Source: ppo2/model.py#L91.
                 loss = pg_loss - args.ent_coef * entropy + args.vf_coef * v_loss
 
@@ -556,7 +556,8 @@ class Run:
         self.stopping = True
 
     def log_episodes(self, iteration: int, t: int, done, returns, lengths) -> None:
-        step = (iteration - 1) * self.args.batch_size + t * self.args.num_envs + 1
+        rows = self.args.batch_size // self.args.num_steps  # of one step in all environments
+        step = ((iteration - 1) * self.args.num_steps + t) * rows + 1
         for i in np.flatnonzero(done):  # at steps of their own: TensorBoard shows one number a step
             self.log.append(("charts/episodic_return", returns[i], step + i))
             self.log.append(("charts/episodic_length", lengths[i], step + i))

@@ -7,8 +7,8 @@
 
 What differs from ppo.py: wrappers that turn the console's pictures into what the network sees, one
 convolutional network with two heads, values that come with the actions, and gradients averaged over
-processes. The agent's episodes are lives and its rewards signs; log and evaluation show whole games
-in the game's own points.
+processes. For the agent an episode is one life and a reward is only its sign; log and evaluation
+show whole games in the game's own points.
 
 THE LESSON is all of PPO, to be read from top to bottom. THE RUN (checks, log, checkpoint,
 evaluation, command line) follows it; the lesson can be understood without it.
@@ -19,8 +19,9 @@ file, docs/ppo.md all others, and shows what breaks without them. "Source" is a 
 openai/baselines at commit ea25b9e, the official PPO ("ppo2"); DEVIATION says where this file
 differs from it.
 
-Shapes: T num_steps, N num_envs, B = T * N rows of a batch, M rows of a minibatch; D the shape
-(4, 84, 84) of an observation, four frames. Row t of every array of the rollout belongs to step t.
+Shapes: T num_steps, N num_envs, B = T * N rows of a process's batch, M rows of a minibatch; D the
+shape (4, 84, 84) of an observation, four frames. Row t of every array of the rollout belongs to
+step t.
 """
 # /// script
 # requires-python = ">=3.11"
@@ -69,11 +70,9 @@ GAME = {"frameskip": 1, "repeat_action_probability": 0.0}
 ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner at each start
 cv2.setNumThreads(1)  # pictures this small gain nothing from a second core
 
-# [aux-02 1/16] Parallel gradient update
+# [aux-02 1/18] Parallel gradient update
 # `torchrun --nproc-per-node 2 ppo_atari.py` runs this file twice, and says by these who is who.
 RANK, PROCESSES = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-if RANK:
-    sys.stdout = open(os.devnull, "w")  # rank 0 speaks for all
 
 # =================================== THE LESSON: all of PPO ===================================
 
@@ -88,7 +87,7 @@ class Args:
     num_envs: int = 8  # N, environments stepped side by side, in each process
     num_steps: int = 128  # T, steps in each environment between two updates
     async_envs: bool = False  # a worker process for each environment: faster with many cores
-    cuda: bool = True  # use a GPU if there is one
+    cuda: bool = True  # train on a GPU if there is one
     bf16: bool = False  # compute the network in bfloat16: faster where the hardware has it
 
     learning_rate: float = 2.5e-4  # Adam's step size in the first update
@@ -113,13 +112,13 @@ class Args:
     resume: str | None = None  # run folder to continue, with its settings
     evaluate: str | None = None  # run folder whose agent plays, without training
 
-    # [aux-02 2/16] Parallel gradient update
-    # A batch is what all processes learn from together; a minibatch is one process's share.
+    # [aux-02 2/18] Parallel gradient update
+    # A batch is that of all processes; a gradient step averages over one minibatch of each.
     @property
     def batch_size(self) -> int:
         return self.num_envs * self.num_steps * PROCESSES
 
-    # [aux-02 3/16] Parallel gradient update
+    # [aux-02 3/18] Parallel gradient update
     @property
     def minibatch_size(self) -> int:
         return self.num_envs * self.num_steps // self.num_minibatches
@@ -152,7 +151,10 @@ class NoopReset(gym.Wrapper):
 # Source: common/atari_wrappers.py#L97-L123.
 # DEVIATION: the two frames are cleared at a reset, where the official code keeps the last game's.
 class MaxAndSkip(gym.Wrapper):
-    """Repeats an action for 4 raw frames: rewards summed, pixels the maximum of the last two."""
+    """Repeats an action for 4 raw frames: rewards summed, pixels the maximum of the last two.
+
+    Where a game ends sooner, frames that were not reached are those of the step before.
+    """
 
     def reset(self, **kwargs):
         obs, info = self.env.reset(**kwargs)
@@ -261,10 +263,9 @@ def make_env(args: Args, video: Path | None = None) -> gym.Env:
     env = NoopReset(env)  # before the skip: no-ops are raw frames
 
     # [atari-02 4/5] Frame skip with a maximum over two frames
-    env = MaxAndSkip(env)  # from here on a step is 4 frames
-
+    env = MaxAndSkip(env)  # from here on a step is 4 frames, of which there are 60 a second
     if video:
-        film = {"video_length": 1000, "disable_logger": True}  # frames are kept in memory till then
+        film = {"video_length": 1000, "disable_logger": True, "fps": 15}
         env = gym.wrappers.RecordVideo(env, video, lambda game: game == 0, **film)
 
     # [atari-03 2/4] A lost life ends the episode, not the game
@@ -277,11 +278,11 @@ def make_env(args: Args, video: Path | None = None) -> gym.Env:
         env = FireReset(env)  # outside EpisodicLife: after every lost life, too
 
     # [atari-05 2/2] Grey frames of 84 x 84
-    env = WarpFrame(env)  # after the maximum: of grey frames it would be another one
+    env = WarpFrame(env)  # after the maximum: that of grey frames would be another
 
     # [atari-06 1/3] Reward clipping to the sign
-    # One learning rate and one value scale for all games; 10 points count as 1. Of the sum over 4
-    # frames, or a step could earn 4. Source: common/atari_wrappers.py#L125-L131.
+    # One learning rate and one value scale for all games; 10 points count as 1. It is the sign of 4
+    # frames' sum, so a step can't earn 4. Source: common/atari_wrappers.py#L125-L131.
     env = gym.wrappers.TransformReward(env, np.sign)
 
     # [atari-07 2/2] Frame stack
@@ -383,7 +384,7 @@ class Categorical:
 class Agent(nn.Module):
     """One network with two heads: the policy (actor) and the value function (critic)."""
 
-    bf16 = False
+    bf16 = False  # not a parameter: every script makes its agent from the two spaces
 
     def __init__(self, obs_space: gym.Space, action_space: gym.Space):
         super().__init__()
@@ -426,7 +427,7 @@ def flatten(agent: nn.Module) -> nn.Parameter:
     return weights
 
 
-# [aux-02 4/16] Parallel gradient update
+# [aux-02 4/18] Parallel gradient update
 # As the official code does with MPI. Source: common/mpi_adam_optimizer.py#L11-L51.
 def average(x: torch.Tensor) -> torch.Tensor:
     """x, overwritten by its mean over all processes; each of them must call this."""
@@ -491,14 +492,14 @@ def approx_kl(log_ratio: torch.Tensor) -> list[torch.Tensor]:
 def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
     """Train an agent, or continue from a checkpoint; log and save into `folder`."""
     # --- 0. Setup
-    # [aux-02 5/16] Parallel gradient update
+    # [aux-02 5/18] Parallel gradient update
     # Each process has its own envs and its own chance; on a machine with GPUs, its own GPU.
-    device = torch.device("cpu")
+    device, local_rank = torch.device("cpu"), int(os.environ.get("LOCAL_RANK", 0))
     if args.cuda and torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        if local_rank >= torch.cuda.device_count():
+            fail("there are more processes than GPUs: start one for each GPU, or add --no-cuda")
+        device = torch.device("cuda", local_rank)
         torch.backends.cudnn.allow_tf32 = False  # 10-bit products: another network than a CPU's
-    if PROCESSES > 1:
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     first = checkpoint["iteration"] if checkpoint else 0
     torch.manual_seed(spawn_seeds(args.seed, rank=RANK, iteration=first, phase=2, n=1)[0])
 
@@ -527,16 +528,17 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
     # [atari-08 3/6] Shared Nature CNN
     values = np.zeros(shape, np.float32)  # of obs[t]
 
-    # [aux-02 6/16] Parallel gradient update
+    # [aux-02 6/18] Parallel gradient update
     # All begin with the weights of rank 0, which alone shows and writes.
     run = (Follower if RANK else Run)(args, folder, agent, optimizer, checkpoint)
-    if PROCESSES > 1:
+    if PROCESSES > 1:  # gradients may be on GPUs; what processes decide by never is
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
         distributed.broadcast(weights.data, 0)
 
     # [core-01] Vectorized architecture
     # All envs are reset here, once. A rollout goes on where the last one stopped, in mid-episode:
     # T can be far shorter than an episode. Source: common/runners.py#L8-L14, ppo2/runner.py#L26.
-    # [aux-02 7/16] Parallel gradient update
+    # [aux-02 7/18] Parallel gradient update
     env_seeds = spawn_seeds(args.seed, rank=RANK, iteration=first, phase=0, n=args.num_envs)
     current_obs, _ = envs.reset(seed=env_seeds)  # (N, D)
 
@@ -574,7 +576,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
                     run.log_episodes(iteration, t, infos["_episode"], game["r"], game["l"])
 
                 # [atari-03 3/4] A lost life ends the episode, not the game
-                # The env knows whether to start a new game or to go on with the next life.
+                # EpisodicLife knows whether to start a new game or to go on with the next life.
                 # [extra-02 2/2] Explicit reset (no autoreset)
                 # A finished env restarts only here; its last state is kept in next_obs[t].
                 done = terminated[t] | truncated[t]  # (N,)
@@ -583,13 +585,13 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
 
         # --- 3. Values and advantages, (T, N)
         # [atari-08 5/6] Shared Nature CNN
-        # Most states that a row led to are the next row's, whose values are there; not those that
-        # a time limit cut off, nor those that the last row led to.
-        next_values, rest = np.roll(values, -1, axis=0), truncated.copy()
-        rest[-1] = True
+        # Row t led to the state of row t + 1, whose value is there; but where a time limit cut the
+        # episode off, and in the last row, nobody acted on it. (True ends are set to 0 below.)
+        next_values, unknown = np.roll(values, -1, axis=0), truncated.copy()
+        unknown[-1] = True
         with torch.inference_mode():
-            value = agent.value(torch.as_tensor(next_obs[rest], device=device))
-        next_values[rest] = value.cpu().numpy()
+            value = agent.value(torch.as_tensor(next_obs[unknown], device=device))
+        next_values[unknown] = value.cpu().numpy()
 
         dones = terminated | truncated
 
@@ -631,14 +633,14 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
                 entropy = dist.entropy().mean()
 
                 # [core-10] Overall loss and entropy bonus
-                # One loss for both networks; the bonus keeps the policy from committing itself
+                # One loss for policy and value; the bonus keeps the policy from committing itself
                 # before it has tried what else there is. Source: ppo2/model.py#L91.
                 loss = pg_loss - args.ent_coef * entropy + args.vf_coef * v_loss
 
                 weights.grad.zero_()  # in place: optimizer.zero_grad() would drop the vector
                 loss.backward()
 
-                # [aux-02 8/16] Parallel gradient update
+                # [aux-02 8/18] Parallel gradient update
                 # Before the clipping, which is then the same everywhere, as is Adam's step.
                 average(weights.grad)
 
@@ -654,7 +656,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
             # [aux-03] Early stopping on KL
             # After each epoch, by its last minibatch; off by default. The rule is CleanRL's, the
             # idea Spinning Up's; the official ppo2 has none.
-            # [aux-02 9/16] Parallel gradient update
+            # [aux-02 9/18] Parallel gradient update
             if args.target_kl is not None:
                 if average(approx_kl(log_ratios[-1])[2]) > args.target_kl:  # k3
                     break
@@ -682,13 +684,14 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
             "debug/first_ratio_error": ratio_errors[0].max().item(),
         }
 
-        # [aux-02 10/16] Parallel gradient update
-        # Logged are means, so that all processes decide alike to go on or to stop (NaN, ratio).
+        # [aux-02 10/18] Parallel gradient update
+        # Means are logged, and judged by: NaN in one process is NaN in all, so all stop or none.
         if PROCESSES > 1:
             mean = average(torch.tensor(list(metrics.values()), dtype=torch.float64))
             metrics = dict(zip(metrics, mean.tolist(), strict=True))
-            distributed.broadcast(theirs := weights.detach().clone(), 0)
-            if average((weights.detach() - theirs).abs().max()) > 0:
+            first_rank = weights.detach().clone()
+            distributed.broadcast(first_rank, 0)
+            if average((weights.detach() - first_rank).abs().max()) > 0:
                 run.abort("the weights of the processes differ: use equal machines and versions")
 
         # [extra-05] Self-check that the first minibatch's ratio is 1
@@ -702,7 +705,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
 
     envs.close()
 
-    # [aux-02 11/16] Parallel gradient update
+    # [aux-02 11/18] Parallel gradient update
     if PROCESSES > 1:
         distributed.destroy_process_group()
     if RANK:
@@ -778,7 +781,7 @@ class Run:
         self.args, self.folder, self.agent, self.optimizer = args, folder, agent, optimizer
         settings = vars(args) | {"resume": None, "evaluate": None}
 
-        # [aux-02 12/16] Parallel gradient update
+        # [aux-02 12/18] Parallel gradient update
         new = {"script": SCRIPT, "iteration": 0, "returns": [], "processes": PROCESSES}
 
         self.state = (checkpoint or new) | {"args": settings}
@@ -801,7 +804,7 @@ class Run:
         self.save()
         n, epochs, size = args.num_minibatches, args.update_epochs, args.batch_size
 
-        # [aux-02 13/16] Parallel gradient update
+        # [aux-02 13/18] Parallel gradient update
         if PROCESSES > 1:
             print(f"{PROCESSES} processes", end=" x ")
 
@@ -825,7 +828,8 @@ class Run:
         self.stopping = True
 
     def log_episodes(self, iteration: int, t: int, done, returns, lengths) -> None:
-        step = (iteration - 1) * self.args.batch_size + t * self.args.num_envs + 1
+        rows = self.args.batch_size // self.args.num_steps  # of one step in all environments
+        step = ((iteration - 1) * self.args.num_steps + t) * rows + 1
         for i in np.flatnonzero(done):  # at steps of their own: TensorBoard shows one number a step
             self.log.append(("charts/episodic_return", returns[i], step + i))
             self.log.append(("charts/episodic_length", lengths[i], step + i))
@@ -833,7 +837,7 @@ class Run:
 
     def end_iteration(self, iteration: int, metrics: dict, arrays: dict) -> None:
         """Stop at NaN; log and show; save when it is time; end the program if a signal came."""
-        # [aux-02 14/16] Parallel gradient update
+        # [aux-02 14/18] Parallel gradient update
         # A signal to one process stops all, after the same iteration.
         stop = average(torch.tensor(float(self.stopping))) > 0
         last = iteration == self.args.num_iterations
@@ -852,6 +856,10 @@ class Run:
             self.save()
         if last or stop:
             self.close()
+
+        # [aux-02 15/18] Parallel gradient update
+        average(torch.zeros(1))  # rank 0 has saved: now whoever ends first does no harm
+
         if stop:
             flag = "--evaluate" if last else "--resume"
             print(f"stopped; go on with: python {SCRIPT}.py {flag} {self.folder}")
@@ -882,7 +890,7 @@ class Run:
         self.writer.close()
 
 
-# [aux-02 15/16] Parallel gradient update
+# [aux-02 16/18] Parallel gradient update
 # Ranks above 0 take the same decisions, show nothing and leave nothing.
 class Follower(Run):
     """The Run of a process that is not the first."""
@@ -920,10 +928,13 @@ def evaluate(args: Args, agent: Agent, folder: Path, mode: str) -> list[float]:
             # [atari-03 4/4] A lost life ends the episode, not the game
             # [atari-06 3/3] Reward clipping to the sign
             # Whole games in their own points, each life begun as in training.
-            obs, _, terminated, truncated, infos = envs.step(action.cpu().numpy())
-            steps, total, over = steps + 1, envs.get_attr("episode_returns")[0], "episode" in infos
-            if (terminated | truncated)[0] and not over:
-                obs, _ = envs.reset()
+            games = envs.get_attr("episode_count")[0]
+            obs, _, terminated, truncated, _ = envs.step(action.cpu().numpy())
+            total = envs.get_attr("episode_returns")[0]
+            if terminated[0] or truncated[0]:
+                obs, _ = envs.reset()  # in which a game may end, too
+            steps = 27_000 if truncated[0] else steps + 1  # 108,000 frames
+            over = envs.get_attr("episode_count")[0] > games and not truncated[0]
 
         returns.append(float(total))
         cut += not over
@@ -937,6 +948,13 @@ def evaluate(args: Args, agent: Agent, folder: Path, mode: str) -> list[float]:
 def main(argv: list[str] | None = None) -> dict:
     """Train, resume or evaluate as the command line says; the run's folder and its scores."""
     args, checkpoint = tyro.cli(Args, args=argv), None
+
+    # [aux-02 17/18] Parallel gradient update
+    if RANK:  # rank 0 speaks, and plays, for all
+        sys.stdout = open(os.devnull, "w")
+        if args.evaluate is not None:
+            raise SystemExit
+
     sys.path.append(os.getcwd())  # where module:Name-v0 may find your module
     quiet = {"PYGAME_HIDE_SUPPORT_PROMPT": "1"}
     if args.capture_video and sys.platform == "linux" and "DISPLAY" not in os.environ:
@@ -963,7 +981,7 @@ def main(argv: list[str] | None = None) -> dict:
         if args.resume is not None and checkpoint["iteration"] >= args.num_iterations:
             fail(f"{folder} is trained to its end: use --evaluate, or train a new run")
 
-        # [aux-02 16/16] Parallel gradient update
+        # [aux-02 18/18] Parallel gradient update
         if args.resume is not None and (n := checkpoint["processes"]) != PROCESSES:
             fail(
                 f"{folder} was trained by {n} processes: resume with torchrun --nproc-per-node {n}"
