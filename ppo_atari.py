@@ -983,9 +983,7 @@ def main(argv: list[str] | None = None) -> dict:
 
         # [aux-02 18/18] Parallel gradient update
         if args.resume is not None and (n := checkpoint["processes"]) != PROCESSES:
-            fail(
-                f"{folder} was trained by {n} processes: resume with torchrun --nproc-per-node {n}"
-            )
+            fail(f"{folder} was trained by {n} processes: use torchrun --nproc-per-node {n}")
 
     check(args)
     if checkpoint:

@@ -198,7 +198,7 @@ def test_a_signal_to_one_rank_stops_both_and_the_run_resumes():
     one = [sys.executable, ROOT / "ppo_atari.py", "--resume", folder]
     done = subprocess.run(one, capture_output=True, text=True)
     assert done.returncode == 2
-    assert "was trained by 2 processes: resume with torchrun --nproc-per-node 2" in done.stderr
+    assert "was trained by 2 processes: use torchrun --nproc-per-node 2" in done.stderr
     saved = checkpoint(folder)
     saved["args"]["total_timesteps"] = 64 * (stopped + 2)
     torch.save(saved, folder / "checkpoint.pt")
