@@ -1,4 +1,7 @@
-"""Every detail is needed for its test: without it the test fails, and the script still trains."""
+"""Every detail is needed for its test: without it the test fails, and the script still trains.
+
+That each test passes on the script as it is, is what test_details.py shows.
+"""
 
 import pytest
 import test_details
@@ -10,7 +13,6 @@ CASES = [(script, name) for name, d in build.registry().items() for script in d[
 @pytest.mark.parametrize(("script", "name"), CASES, indirect=["script"])
 def test_removal(script, name):
     test = getattr(test_details, build.registry()[name]["test"])
-    test(load(script))
     with pytest.raises(AssertionError):
         test(load(script, name))
     load(script, name).main([*small(), "--eval-episodes", "0"])
