@@ -11,6 +11,8 @@ ACTIONS = {  # what known_envs.py offers a script
     "ppo.py": "discrete",
     "ppo_atari.py": "atari",
     "ppo_continuous.py": "box",
+    "ppo_lstm.py": "discrete",
+    "ppo_multidiscrete.py": "several",
 }
 
 

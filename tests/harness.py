@@ -86,10 +86,20 @@ def record(module: types.ModuleType, *flags: str, scaled: bool = False) -> Recor
     shared = "forward" in vars(module.Agent)
     act = "forward" if shared else "policy"
     rec, policy, value = Record(), getattr(module.Agent, act), module.Agent.value
-    scoring = []
+    scoring, read = [], []  # `read`: what an LSTM has seen since its output was last asked for
 
-    def plain(obs):
-        return known_envs.numbers(obs.numpy()) if shared else obs.numpy().copy()
+    def plain(agent, obs):
+        """The environment's numbers, a row each."""
+        if hasattr(agent, "lstm"):
+            obs = torch.cat(read).flatten(0, 1) if read else obs
+            read.clear()
+        obs = known_envs.numbers(obs.numpy()) if shared else obs.detach().numpy().copy()
+        return obs[..., : agent.sizes[0]] if hasattr(agent, "sizes") else obs  # the mask follows
+
+    def rows(x):
+        """Of a minibatch, as (M, ...): an LSTM's is (T, n, ...)."""
+        x = x.detach()
+        return (x.flatten(0, 1) if hasattr(module, "LSTM") and x.ndim > 1 else x).numpy().copy()
 
     def grads(optimizer):
         return [p.grad for p in optimizer.param_groups[0]["params"]]
@@ -123,20 +133,25 @@ def record(module: types.ModuleType, *flags: str, scaled: bool = False) -> Recor
         result = policy(self, obs)
         dist = result[0] if shared else result
         if torch.is_grad_enabled():
-            numbers = {k: v.detach().numpy().copy() for k, v in vars(dist).items()}
-            rec.learned.append({"obs": plain(obs), "dist": numbers})
+            numbers = {k: rows(v) for k, v in vars(dist).items() if k != "parts"}
+            numbers["parts"] = [rows(part.logp) for part in getattr(dist, "parts", [])]
+            rec.learned.append({"obs": plain(self, obs), "dist": numbers})
             dist.log_prob = partial(spy_log_prob, dist.log_prob)
         elif not scoring:
-            rec.acted.append(plain(obs))
+            rec.acted.append(plain(self, obs))
         return result
 
+    def spy_lstm(self, x, state):
+        read.append(x)
+        return lstm(self, x, state)
+
     def spy_log_prob(log_prob, actions):
-        rec.learned[-1]["actions"] = actions.numpy().copy()
+        rec.learned[-1]["actions"] = rows(actions)
         return log_prob(actions)
 
     def spy_value(self, obs):
         if not torch.is_grad_enabled():
-            rec.valued.append(plain(obs))
+            rec.valued.append(plain(self, obs))
         scoring.append(True)
         result = value(self, obs)
         scoring.pop()
@@ -145,9 +160,7 @@ def record(module: types.ModuleType, *flags: str, scaled: bool = False) -> Recor
     def spy_pg(advantages, ratio, clip_coef):
         loss = pg(advantages, ratio, clip_coef)
         row = {"advantages": advantages, "ratio": ratio, "pg_loss": loss}
-        rec.learned[-1] |= {k: v.detach().numpy().copy() for k, v in row.items()} | {
-            "clip": clip_coef
-        }
+        rec.learned[-1] |= {k: rows(v) for k, v in row.items()} | {"clip": clip_coef}
         return loss
 
     def spy_vf(new_values, old_values, returns, clip_coef):
@@ -158,7 +171,7 @@ def record(module: types.ModuleType, *flags: str, scaled: bool = False) -> Recor
             "returns": returns,
             "v_loss": loss,
         }
-        rec.learned[-1] |= {k: v.detach().numpy().copy() for k, v in row.items()}
+        rec.learned[-1] |= {k: rows(v) for k, v in row.items()}
         return loss
 
     def spy_gae(*arguments):
@@ -173,6 +186,9 @@ def record(module: types.ModuleType, *flags: str, scaled: bool = False) -> Recor
     known_envs.LOG.clear()
     known_envs.COUNT[0] = 0
     with ExitStack() as stack:
+        if hasattr(module, "LSTM"):
+            lstm = module.LSTM.forward
+            stack.enter_context(patch.object(module.LSTM, "forward", spy_lstm))
         for target, name, spy in [
             (module.Agent, act, spy_policy),
             (module.Agent, "value", spy_value),
@@ -191,7 +207,8 @@ def record(module: types.ModuleType, *flags: str, scaled: bool = False) -> Recor
 
 # ppo.py's defaults for all, so that one test can be run on every script.
 SIZES = "--num-envs 4 --num-steps 128 --num-minibatches 4 --update-epochs 4".split()
-SAME = [*SIZES, *"--learning-rate 2.5e-4 --ent-coef 0.01 --clip-coef 0.2".split()]
+SAME = "--learning-rate 2.5e-4 --gamma 0.99 --ent-coef 0.01 --vf-coef 0.5 --clip-coef 0.2".split()
+SAME = [*SIZES, *SAME]
 
 # A run of each script whose iterations are short, and how many rows such an iteration has.
 FEW = "--num-envs 4 --num-steps 8 --num-minibatches 2 --update-epochs 1".split()
@@ -199,8 +216,10 @@ QUICK = {
     "ppo.py": ["--env-id", "CartPole-v1", *SIZES],
     "ppo_atari.py": ["--env-id", "BreakoutNoFrameskip-v4", *FEW],
     "ppo_continuous.py": ["--env-id", "InvertedPendulum-v5", *SIZES],
+    "ppo_lstm.py": ["--env-id", "CartPole-v1", *SIZES],
+    "ppo_multidiscrete.py": ["--env-id", "CartPole-v1", *SIZES],
 }
-ROWS = {"ppo.py": 512, "ppo_atari.py": 32, "ppo_continuous.py": 512}
+ROWS = dict.fromkeys(QUICK, 512) | {"ppo_atari.py": 32}
 
 
 def small(env: str = "Ends-v0", *flags: str, iterations: int = 3) -> list[str]:

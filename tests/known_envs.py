@@ -2,7 +2,8 @@
 
 Made through the registry as `known_envs:Name-v0`, as a user's own environment is. Their actions are
 of the kind that the environment variable ACTIONS names, so that every script can play them:
-"discrete" (one of 3) or "box" (2 numbers from -1 to 1, of which the first chooses by its sign).
+"discrete" (one of 3), "several" (one of 3 and one of 2, of which the first counts) or "box" (2
+numbers from -1 to 1, of which the first chooses by its sign).
 "atari" makes each a game console: discrete actions, and pictures in which the observation stands.
 """
 
@@ -17,14 +18,16 @@ COUNT = [0]  # envs made so far
 
 
 def action_space(n: int) -> gym.Space:
-    """n choices, or two torques."""
+    """n choices, the same and two more, or two torques."""
     if os.environ.get("ACTIONS") == "box":
         return gym.spaces.Box(-1, 1, (2,))
+    if os.environ.get("ACTIONS") == "several":
+        return gym.spaces.MultiDiscrete([n, 2])
     return gym.spaces.Discrete(n)
 
 
 def chosen(action) -> int:
-    """Which of two choices an action is."""
+    """Which of two choices an action is, or its first component."""
     return int(action[0] > 0) if np.ndim(action) else int(action)
 
 
@@ -116,8 +119,9 @@ class Broken(Ends):
 
 
 class Shapes(Ends):
-    """A Dict observation with an n-dimensional and a discrete part; actions counted from 5, or a
-    matrix of torques, with a bound for each and for one of them none."""
+    """A Dict observation with an n-dimensional and a discrete part; actions counted from 5, a
+    matrix of choices that each count from somewhere, or a matrix of torques, with a bound for each
+    and for one of them none."""
 
     observation_space = gym.spaces.Dict(
         {"grid": gym.spaces.Box(-1, 1, (2, 3)), "mode": gym.spaces.Discrete(4)}
@@ -130,6 +134,9 @@ class Shapes(Ends):
             low = np.array([[-0.1, -0.2], [0.3, -np.inf]], np.float32)
             high = np.array([[0.1, 0.4], [0.5, np.inf]], np.float32)
             self.action_space = gym.spaces.Box(low, high)
+        if os.environ.get("ACTIONS") == "several":
+            counts, first = [[2, 3], [4, 2]], [[5, 0], [-1, 1]]
+            self.action_space = gym.spaces.MultiDiscrete(counts, np.int32, start=first)
 
     def observe(self):
         return {"grid": np.full((2, 3), 0.5, np.float32), "mode": 2}
@@ -137,6 +144,82 @@ class Shapes(Ends):
     def step(self, action):
         assert self.action_space.contains(action), action
         return super().step(action)
+
+
+class Tuples(Ends):
+    """Actions of a kind that no script plays."""
+
+    def __init__(self, render_mode=None):
+        super().__init__()
+        self.action_space = gym.spaces.Tuple([gym.spaces.Discrete(2), gym.spaces.Box(-1, 1)])
+
+
+class Unbounded(Ends):
+    """Torques without bounds."""
+
+    def __init__(self, render_mode=None):
+        super().__init__()
+        self.action_space = gym.spaces.Box(-np.inf, np.inf, (2,))
+
+
+class Masked(Ends):
+    """Ends, whose info says which choices are valid, of one component or (`pair`) of two; nothing
+    is valid in the last state of an episode, and every fourth state comes without a mask. `stuck`:
+    nothing is valid after the second step."""
+
+    def __init__(self, kind="one", render_mode=None):
+        super().__init__()
+        self.kind = kind
+        self.action_space = gym.spaces.Discrete(5)
+        if kind == "pair":
+            self.action_space = gym.spaces.MultiDiscrete([4, 3])
+
+    def info(self, over=False):
+        self.mask = valid_choices(self.episode, self.t, self.kind)
+        if over or (self.kind == "stuck" and self.t == 2):
+            self.mask = [np.zeros_like(part) for part in self.mask]
+        if self.t % 4 == 3 and not over:
+            self.mask = [np.ones_like(part) for part in self.mask]
+            return {}
+        return {"action_mask": tuple(self.mask) if self.kind == "pair" else self.mask[0]}
+
+    def reset(self, seed=None, options=None):
+        return super().reset(seed=seed)[0], self.info()
+
+    def step(self, action):
+        for part, choice in zip(self.mask, np.ravel(action), strict=True):
+            assert part[choice], "an invalid action was taken"
+        obs, reward, terminated, truncated, _ = super().step(action)
+        return obs, reward, terminated, truncated, self.info(terminated or truncated)
+
+
+def valid_choices(episode: int, t: int, kind: str) -> list[np.ndarray]:
+    """For each component a flag for each choice; the last choice is never valid, one always is."""
+    masks = []
+    for n in (4, 3) if kind == "pair" else (5,):
+        mask = (np.arange(n) + episode + t) % 2
+        mask[[t % (n - 1), n - 1]] = 1, 0
+        masks.append(mask.astype(np.int8))
+    return masks
+
+
+class Recall(gym.Env):
+    """The first of three observations says which action earns 1 in the last; the others are 0."""
+
+    observation_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, render_mode=None):
+        self.action_space = action_space(2)
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t, self.sign = 0, self.np_random.choice([-1.0, 1.0])
+        return np.array([self.sign], np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        reward = float(self.t == 3 and chosen(action) == int(self.sign > 0))
+        return np.zeros(1, np.float32), reward, self.t == 3, False, {}
 
 
 class Sized(Ends):
@@ -271,6 +354,11 @@ register("Cut-v0", Ends, kwargs={"lengths": (4, 4)}, max_episode_steps=3)
 register("Reused-v0", Reused)
 register("Shapes-v0", Shapes)
 register("Sized-v0", Sized)
+register("Tuples-v0", Tuples)
+register("Recall-v0", Recall)
+register("Unbounded-v0", Unbounded)
+for kind in ("one", "pair", "stuck"):
+    register(f"Masked-{kind}-v0", Masked, kwargs={"kind": kind})
 register("Picture-v0", Picture)
 register("Limit-v0", Limit)
 register("Bound-v0", Bound)

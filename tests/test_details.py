@@ -3,6 +3,7 @@
 test_removals.py runs each of these on the script without its detail and expects it to fail.
 """
 
+import itertools
 import math
 import os
 import subprocess
@@ -25,6 +26,9 @@ def spaces(ppo, observations: int, actions: int):
     space = ppo.gym.spaces.Box(-1, 1, (observations,))
     if hasattr(ppo, "NatureCNN"):
         space = ppo.gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
+    if hasattr(ppo, "MaskInObservation"):  # as make_env gives it: mask included, one component
+        space = ppo.gym.spaces.Box(-1, 1, (observations + actions,))
+        return space, ppo.gym.spaces.MultiDiscrete([actions])
     if ppo.gym.spaces.Discrete in ppo.ACTION_SPACES:
         return space, ppo.gym.spaces.Discrete(actions)
     return space, ppo.gym.spaces.Box(-1, 1, (actions,))
@@ -32,10 +36,10 @@ def spaces(ppo, observations: int, actions: int):
 
 def entropies(dist: dict) -> np.ndarray:
     """Of each row of a recorded distribution."""
-    if "logp" in dist:
-        logp = dist["logp"].astype(np.float64)
-        logp = logp - np.log(np.exp(logp).sum(-1, keepdims=True))
-        return -(np.exp(logp) * logp).sum(-1)
+    if parts := dist["parts"] or [dist[key] for key in ("logp",) if key in dist]:
+        parts = [logp.astype(np.float64) for logp in parts]
+        parts = [logp - np.log(np.exp(logp).sum(-1, keepdims=True)) for logp in parts]
+        return sum(-(np.exp(logp) * logp).sum(-1) for logp in parts)
     one = dist["log_std"].astype(np.float64) + 0.5 * math.log(2 * math.pi * math.e)
     return np.full(len(dist["mean"]), one.sum())
 
@@ -57,6 +61,8 @@ def test_core_02(ppo):
     gains = {32: 2.0, 64: 2.0, 512: 2.0, 3: 1e-4, 1: 1.0}
     seen = []
     for name, parameter in agent.named_parameters():
+        if name.startswith("lstm"):
+            continue  # lstm-01
         weight = parameter.detach().double().flatten(1 if parameter.ndim > 1 else 0).numpy()
         if weight.ndim == 1:
             assert not weight.any(), name
@@ -67,7 +73,7 @@ def test_core_02(ppo):
                 short, gain * np.eye(len(short)), atol=1e-5 * max(gain, 1e-2)
             )
             seen.append(weight.shape[0])
-    assert sorted(seen) in ([1, 3, 64, 64, 64, 64], [1, 3, 32, 64, 64, 512])
+    assert sorted(seen) in ([1, 3, 64, 64, 64, 64], [1, 3, 32, 64, 64, 512], [1, 3])
 
 
 def test_core_03(ppo):
@@ -130,15 +136,15 @@ def test_core_05(ppo):
 
 def test_core_06(ppo):
     """Each epoch cuts all rows into equal minibatches, in an order of its own."""
-    rec = record(ppo, *small("Long-v0"))
+    rec = record(ppo, *small("Long-v0", "--num-envs", "8", "--num-steps", "8"))
     assert len(rec.learned) == len(rec.steps) == 3 * 4 * 4
     orders = []
     for epoch in range(12):
         parts = [m["obs"] for m in rec.learned[4 * epoch : 4 * epoch + 4]]
         assert [len(part) for part in parts] == [16, 16, 16, 16]
         rows = [tuple(row) for row in np.concatenate(parts)]
-        first = 16 * (epoch // 4)
-        batch = np.array(rec.acted[first : first + 16]).reshape(64, 3)
+        first = 8 * (epoch // 4)
+        batch = np.array(rec.acted[first : first + 8]).reshape(64, 3)
         assert sorted(rows) == sorted(tuple(row) for row in batch)
         orders.append(tuple(rows))
     assert len(set(orders)) == 12
@@ -244,6 +250,8 @@ def test_core_13(ppo):
     agent = ppo.Agent(*spaces(ppo, 4, 2))
     obs = torch.randn(8, 4)
     actions = torch.ones(8, 2) if hasattr(agent, "log_std") else torch.ones(8, dtype=int)
+    if hasattr(agent, "nvec"):
+        obs, actions = torch.cat([obs, torch.ones(8, 2)], 1), actions[:, None]
     assert agent.value(obs).shape == (8,)  # a last axis of 1 would broadcast in the loss
     for own, other, loss in (
         (agent.critic, agent.actor, lambda: agent.value(obs).sum()),
@@ -264,7 +272,8 @@ def test_aux_01(ppo):
 
 def test_aux_03(ppo):
     """Any KL is above 1e-12, so each update stops after one epoch; without a target none does."""
-    assert len(record(ppo, *small("Ends-v0", "--target-kl", "1e-12")).steps) == 3 * 4
+    fast = ["--learning-rate", "0.01"]  # or a KL may be too small for a float32
+    assert len(record(ppo, *small("Ends-v0", "--target-kl", "1e-12", *fast)).steps) == 3 * 4
     assert len(record(ppo, *small("Ends-v0", "--target-kl", "1e6")).steps) == 3 * 16
     assert len(record(ppo, *small()).steps) == 3 * 16
 
@@ -646,6 +655,278 @@ numpy.save("acted", agent.policy(torch.as_tensor(agent.normalize(raw))).mode.det
     assert all(torch.equal(before[k], v) for k, v in again.items())
     # Casts and moves of the agent leave the statistics as they are.
     assert agent.half().obs_stats.mean.dtype == torch.float64
+
+
+def numpy_lstm(lstm, x: np.ndarray, h: np.ndarray, c: np.ndarray):
+    """One step by hand, in float64: outputs and cells (n, H) from observations (n, D)."""
+    get = {k: v.detach().double().numpy() for k, v in lstm.named_parameters()}
+    gates = x @ get["weight_ih_l0"].T + h @ get["weight_hh_l0"].T
+    i, f, g, o = np.split(gates + get["bias_ih_l0"] + get["bias_hh_l0"], 4, axis=1)
+    sigmoid = lambda z: 1 / (1 + np.exp(-z))  # noqa: E731
+    c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+    return sigmoid(o) * np.tanh(c), c
+
+
+def reads(ppo, *flags: str) -> list[tuple]:
+    """All calls of the LSTM in a run, evaluation included: whether it was learning, observations
+    (L, n, D), states before and after (2, n, H)."""
+    calls, forward = [], ppo.LSTM.forward
+
+    def spy(self, x, state):
+        result = forward(self, x, state)
+        arrays = (y.detach().numpy().copy() for y in (x, state, result[1]))
+        calls.append((torch.is_grad_enabled(), *arrays))
+        return result
+
+    ppo.LSTM.forward = spy
+    ppo.main(list(flags))
+    ppo.LSTM.forward = forward
+    return calls
+
+
+def test_lstm_01(ppo):
+    """Both matrices are orthogonal, biases 0, the second of them for good; both heads read it."""
+    agent = ppo.Agent(*spaces(ppo, 7, 3))
+    w = {k: v.detach().double().numpy() for k, v in agent.lstm.named_parameters()}
+    assert w["weight_ih_l0"].shape == (512, 7) and w["weight_hh_l0"].shape == (512, 128)
+    np.testing.assert_allclose(w["weight_ih_l0"].T @ w["weight_ih_l0"], np.eye(7), atol=1e-5)
+    np.testing.assert_allclose(w["weight_hh_l0"].T @ w["weight_hh_l0"], np.eye(128), atol=1e-5)
+    assert not w["bias_ih_l0"].any() and not w["bias_hh_l0"].any()
+
+    rng = np.random.default_rng(0)
+    x, h, c = rng.normal(size=(5, 4, 7)), *rng.normal(size=(2, 4, 128))
+    state = torch.tensor(np.stack([h, c]), dtype=torch.float32)
+    hidden, after = agent.lstm(torch.tensor(x, dtype=torch.float32), state)
+    for t in range(5):
+        h, c = numpy_lstm(agent.lstm, x[t], h, c)
+        np.testing.assert_allclose(hidden[t].detach().numpy(), h, atol=1e-5)
+    np.testing.assert_allclose(after.detach().numpy(), [h, c], atol=1e-5)
+    logits = h @ agent.actor.weight.detach().double().numpy().T
+    value = h @ agent.critic.weight.detach().double().numpy()[0]
+    logp = torch.tensor(logits).log_softmax(-1).numpy()
+    np.testing.assert_allclose(agent.policy(hidden[-1]).logp.detach().numpy(), logp, atol=1e-5)
+    np.testing.assert_allclose(agent.value(hidden[-1]).detach().numpy(), value, atol=1e-5)
+
+    folder = record(ppo, *small("Ends-v0", "--learning-rate", "0.01")).result["folder"]
+    saved = torch.load(f"{folder}/checkpoint.pt", weights_only=True)["agent"]
+    assert saved["lstm.bias_ih_l0"].any() and not saved["lstm.bias_hh_l0"].any()
+
+
+def test_lstm_02(ppo):
+    """A state of zeros before the first step of all, and of every game of an evaluation; but not
+    before the later rollouts, which go on with the state they find."""
+    calls = reads(ppo, *small("Long-v0"), "--eval-episodes", "2")
+    acting = [call for call in calls if not call[0] and call[1].shape == (1, 4, 3)]
+    assert len(acting) == 3 * 16
+    assert not acting[0][2].any()
+    for before, after in itertools.pairwise(acting):
+        np.testing.assert_array_equal(before[3], after[2])
+    games = [call for call in calls if call[1].shape == (1, 1, 3)]
+    assert len(games) == 4 * 1000
+    for _, x, state, _ in games:
+        assert state.any() == (x[0, 0, 2] > 0)  # the last of the three numbers is t / 10
+
+
+def counting(ppo) -> None:
+    """Make the LSTM count what it has read since its state was zero: the value is tanh(k / 10)
+    after the k-th observation of an episode."""
+    init = ppo.Agent.__init__
+
+    def count(self, *spaces):
+        init(self, *spaces)
+        with torch.no_grad():
+            for parameter in (*self.lstm.parameters(), *self.critic.parameters()):
+                parameter.zero_()
+            i, f, g, o = self.lstm.bias_ih_l0.chunk(4)
+            for gate in (i, f, o):
+                gate[:] = 40.0  # open
+            g[:] = math.atanh(0.1)
+            self.critic.weight[0, 0] = 1.0
+
+    ppo.Agent.__init__ = count
+
+
+def test_lstm_03(ppo):
+    """An episode begins with a state of zeros, and its last state is judged with its memory."""
+    calls = reads(ppo, *small(), "--eval-episodes", "0")
+    acting = [call for call in calls if not call[0] and call[1].shape == (1, 4, 3)]
+    for i, (_, x, state, _) in enumerate(acting):
+        started = np.round(x[0, :, 2] * 10) == 0
+        assert not state[:, started].any()
+        if i:
+            np.testing.assert_array_equal(state[:, ~started], acting[i - 1][3][:, ~started])
+    # By the count: the k-th observation of an episode is worth tanh(k / 10).
+    counting(ppo)
+    rec = record(ppo, *small("Ends-v0", "--learning-rate", "1e-12", iterations=2))
+    for i in range(2):
+        _, values, next_values, dones, *_ = rec.gae[i]
+        obs = np.array(rec.acted[16 * i : 16 * i + 16])
+        episode, t = (np.round(obs[..., j] * 10).astype(int) for j in (1, 2))
+        np.testing.assert_allclose(values, np.tanh((t + 1) / 10), atol=1e-5)
+        expected = np.tanh((t + 2) / 10)
+        expected[dones & (episode % 2 == 0)] = 0  # terminated
+        np.testing.assert_allclose(next_values, expected, atol=1e-5)
+        limits = dones & (episode % 2 == 1)
+        np.testing.assert_allclose(next_values[limits], np.tanh(0.8), atol=1e-5)
+        assert limits.any()
+    # In the update, too.
+    for minibatch in rec.learned:
+        t = np.round(minibatch["obs"][:, 2] * 10)
+        np.testing.assert_allclose(minibatch["new_values"], np.tanh((t + 1) / 10), atol=1e-5)
+
+
+def test_lstm_04(ppo):
+    """A minibatch is all steps of some envs, in order; each env is in one minibatch an epoch."""
+    rec = record(ppo, *small("Long-v0", "--num-envs", "8", "--num-steps", "8"))
+    for i, minibatch in enumerate(rec.learned):
+        number, _, t = np.round(minibatch["obs"].reshape(8, 2, 3) * 10).astype(int).T
+        assert (number == number[:, :1]).all()
+        assert (t == 8 * (i // 16) + np.arange(8)).all()
+    for epoch in range(12):
+        numbers = [m["obs"].reshape(8, 2, 3)[0, :, 0] for m in rec.learned[4 * epoch :][:4]]
+        assert len(set(np.concatenate(numbers))) == 8
+
+
+def test_lstm_05(ppo):
+    """Sequences read again from the states that the rollout began with give the log-probabilities
+    it stored, through ends and over the border of rollouts; and gradients go back in time."""
+    init = ppo.Agent.__init__
+
+    def decided(self, *spaces):
+        init(self, *spaces)
+        with torch.no_grad():
+            self.actor.weight *= 3000  # as after training: what is remembered decides
+            self.lstm.weight_ih_l0 *= 20
+
+    ppo.Agent.__init__ = decided
+    ppo.Run.abort = lambda *_: None
+    rec = record(ppo, *small("Ends-v0", "--learning-rate", "1e-12"))
+    assert all(gae[3].any() for gae in rec.gae)
+    spread = np.ptp(rec.learned[0]["dist"]["logp"], axis=0)
+    assert spread.min() > 0.3  # the same policy for all would hide what is wrong
+    for minibatch in rec.learned:
+        np.testing.assert_allclose(np.log(minibatch["ratio"]), 0, atol=1e-5)
+    # In the update, the gradient of the last step's value reaches the first observation.
+    inputs, forward = [], ppo.LSTM.forward
+
+    def watch(self, x, state):
+        if torch.is_grad_enabled():
+            x = x.clone().requires_grad_()
+            inputs.append(x)
+        return forward(self, x, state)
+
+    ppo.LSTM.forward = watch
+    value_loss, grads = ppo.value_loss, []
+
+    def last_only(new_values, *rest):
+        grads.append(torch.autograd.grad(new_values[-1].sum(), inputs[-1], retain_graph=True)[0])
+        return value_loss(new_values, *rest)
+
+    ppo.value_loss = last_only
+    ppo.main([*small("Long-v0", iterations=1), "--eval-episodes", "0"])
+    assert all(grad.shape == (16, 1, 3) and (grad[0] != 0).any() for grad in grads)
+
+
+def test_multidiscrete_01(ppo):
+    """The probability of an action is the product of its components'; spaces of every kind."""
+    agent = ppo.Agent(ppo.gym.spaces.Box(-1, 1, (4 + 5,)), ppo.gym.spaces.MultiDiscrete([2, 3]))
+    assert agent.actor.head.weight.shape == (5, 64)
+    with torch.no_grad():
+        agent.actor.head.weight.zero_()
+    obs = torch.cat([torch.randn(7, 4), torch.ones(7, 5)], 1)
+    actions = torch.tensor([[0, 0], [1, 2], [1, 0], [0, 1], [1, 1], [0, 2], [0, 0]])
+    dist = agent.policy(obs)
+    np.testing.assert_allclose(dist.log_prob(actions).detach(), [-math.log(6)] * 7, atol=1e-6)
+    np.testing.assert_allclose(dist.entropy().detach(), [math.log(6)] * 7, atol=1e-6)
+    with torch.no_grad():
+        agent.actor.head.bias[:] = torch.tensor([0.5, -0.5, 1.0, 0.0, -1.0])
+    one, two = (np.exp(b) / np.exp(b).sum() for b in ([0.5, -0.5], [1.0, 0, -1]))
+    joint = np.outer(one, two)
+    dist = agent.policy(obs[:1].expand(60_000, 9))
+    samples = dist.sample()
+    assert samples.shape == (60_000, 2)
+    share = np.bincount((samples[:, 0] * 3 + samples[:, 1]).numpy(), minlength=6) / 60_000
+    np.testing.assert_allclose(share.reshape(2, 3), joint, atol=0.01)
+    by_hand = np.log(joint[actions[:, 0], actions[:, 1]])
+    np.testing.assert_allclose(agent.policy(obs).log_prob(actions).detach(), by_hand, atol=1e-5)
+    assert dist.mode[0].tolist() == [0, 0]
+    dist.log_prob(samples).sum().backward()  # one ratio for both: each part gets a gradient
+    counts = [np.bincount(samples[:, i], minlength=n) for i, n in ((0, 2), (1, 3))]
+    expected = np.concatenate([counts[0] - 60_000 * one, counts[1] - 60_000 * two])
+    np.testing.assert_allclose(agent.actor.head.bias.grad, expected, atol=1)
+
+    spaces, made = ppo.gym.spaces, ppo.gym.make
+    kinds = [
+        (spaces.MultiDiscrete([[2, 3], [4, 2]], np.int32, start=[[5, 0], [-1, 1]]),
+         [2, 3, 4, 2], [1, 2, 3, 0], [[6, 2], [2, 1]]),
+        (spaces.MultiBinary((2, 2)), [2, 2, 2, 2], [1, 0, 0, 1], [[1, 0], [0, 1]]),
+        (spaces.MultiBinary(3), [2, 2, 2], [1, 0, 1], [1, 0, 1]),
+        (spaces.Discrete(3, start=5), [3], [2], 7),
+        (spaces.Box(-1, 1, (2,)), [11, 11], [0, 10], [-10 / 11, 10 / 11]),
+        (spaces.Box(np.float32([[0], [4]]), np.float32([[11], [15]])), [11, 11], [3, 5],
+         [[3.5], [9.5]]),
+    ]  # fmt: skip
+    step = known_envs.Ends.step
+    for space, nvec, action, native in kinds:
+        got, plain = [], known_envs.Ends()
+        plain.action_space = space
+        ppo.gym.make = lambda *args, plain=plain, **kwargs: plain
+        known_envs.Ends.step = lambda self, a, got=got: got.append(a) or step(self, 0)
+        try:
+            env = ppo.make_env(ppo.Args())
+            assert env.action_space.nvec.tolist() == nvec
+            env.reset()
+            env.step(np.array(action))
+        finally:
+            ppo.gym.make, known_envs.Ends.step = made, step
+        np.testing.assert_allclose(got[0], native, atol=1e-6)
+        assert space.contains(got[0])
+
+
+def test_aux_04(ppo):
+    """No masked action is taken, as the environment itself asserts; a masked choice's probability,
+    gradient and share of the entropy are 0; the update meets the mask of the sample."""
+
+    # What Masked says is valid, by episode and t; every fourth state has no mask.
+    def masks(obs, kind):
+        _, episode, t = np.round(obs * 10).astype(int).T
+        return [
+            np.hstack([np.ones_like(p) if t % 4 == 3 else p for p in
+                       known_envs.valid_choices(e, t, kind)])
+            for e, t in zip(episode, t, strict=True)
+        ]  # fmt: skip
+
+    for kind, sizes in (("one", [5]), ("pair", [4, 3])):
+        rec = record(ppo, *small(f"Masked-{kind}-v0", "--ent-coef", "0.3", iterations=40))
+        assert sum(len(entry) == 5 for entry in rec.log) == 40 * 64
+        for minibatch in rec.learned:
+            valid = np.array(masks(minibatch["obs"], kind)).astype(bool)
+            logp = np.concatenate(minibatch["dist"]["parts"], 1)
+            np.testing.assert_array_equal(np.exp(logp) > 0, valid)
+            taken = minibatch["actions"] + np.cumsum([0, *sizes[:-1]])
+            assert np.take_along_axis(valid, taken, 1).all()
+        assert max(value for _, value in rec.scalars["debug/first_ratio_error"]) < 1e-5
+        assert max(value for _, value in rec.scalars["losses/entropy"]) < math.log(np.prod(sizes))
+
+    agent = ppo.Agent(ppo.gym.spaces.Box(-1, 1, (4 + 5,)), ppo.gym.spaces.MultiDiscrete([5]))
+    obs = torch.cat([torch.randn(10_000, 4), torch.tensor([1.0, 0, 1, 0, 1]).expand(10_000, 5)], 1)
+    dist = agent.policy(obs)
+    actions = dist.sample()
+    assert set(actions.ravel().tolist()) == {0, 2, 4}
+    (dist.log_prob(actions).mean() + dist.entropy().mean()).backward()
+    grad = agent.actor.head.bias.grad
+    assert (grad[[1, 3]] == 0).all() and (grad[[0, 2, 4]] != 0).all()
+    assert (agent.actor.head.weight.grad[[1, 3]] == 0).all()
+    three = torch.distributions.Categorical(logits=agent.actor(obs[:, :4])[:, [0, 2, 4]])
+    np.testing.assert_allclose(dist.entropy().detach(), three.entropy().detach(), atol=1e-5)
+    # The networks read the environment's numbers alone.
+    other = torch.cat([obs[:, :4], torch.ones(10_000, 5)], 1)
+    assert torch.equal(agent.value(obs), agent.value(other))
+
+    rec = record(ppo, *small("Ends-v0", "--no-masks"))
+    assert all((np.exp(p) > 0).all() for m in rec.learned for p in m["dist"]["parts"])
+    with pytest.raises(AssertionError, match="an invalid action was taken"):
+        ppo.main([*small("Masked-one-v0", "--no-masks"), "--eval-episodes", "0"])
 
 
 def console(ppo, name: str, calm: bool = True):

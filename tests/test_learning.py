@@ -26,7 +26,12 @@ def learn(ppo):
 
 
 def seen(agent, *observations) -> torch.Tensor:
-    """Observations of one number each, as the agent's environment shows them."""
+    """Observations of one number each, the steps of an episode, as what policy and value read."""
+    if hasattr(agent, "lstm"):
+        steps = torch.tensor([[[o]] for o in observations])
+        return agent.lstm(steps, torch.zeros(2, 1, 128))[0][:, 0]
+    if hasattr(agent, "sizes"):
+        return torch.tensor([[o, *[1.0] * agent.sizes[1]] for o in observations])
     if not hasattr(agent, "trunk"):
         return torch.tensor([[o] for o in observations])
     pictures = torch.full((len(observations), 4, 84, 84), 100, dtype=torch.uint8)
@@ -69,6 +74,14 @@ def test_value_at_a_time_limit(learn):
     assert values(learn("endless", "--gamma", "0.9"), 0.0) == pytest.approx([10], abs=0.5)
     deaths = values(learn("endless", "--gamma", "0.9", "--no-bootstrap-truncation"), 0.0)
     assert deaths[0] < 6.6  # (1 - 0.9^10) / (1 - 0.9), at the most
+
+
+def test_memory():
+    """What the first of three observations says is asked for in the last."""
+    flags = [*SAME, *FAST.split(), "--gamma", "0.9", "--total-timesteps", "38400"]
+    flags = ["--env-id", "known_envs:Recall-v0", *flags]
+    scores = {script: load(script).main(flags)["greedy"] for script in ("ppo.py", "ppo_lstm.py")}
+    assert np.mean(scores["ppo_lstm.py"]) == 1 and np.mean(scores["ppo.py"]) < 1
 
 
 def test_cartpole():

@@ -174,6 +174,8 @@ FILMED = {
     "ppo.py": "CartPole-v1",
     "ppo_atari.py": "ALE/Breakout-v5",
     "ppo_continuous.py": "Pendulum-v1",
+    "ppo_lstm.py": "CartPole-v1",
+    "ppo_multidiscrete.py": "Pendulum-v1",
 }
 
 
@@ -191,10 +193,11 @@ FLAT = [script for script in build.scripts() if script != "ppo_atari.py"]
 def test_observations_of_any_shape(ppo):
     """Dict and n-d parts are flattened, Discrete is one-hot; Shapes itself checks its actions,
     which count from 5 or are a matrix."""
+    first = "lstm.weight_ih_l0" if hasattr(ppo, "LSTM") else "actor.hidden1.weight"
     folder = ppo.main(small("Shapes-v0", "--eval-episodes", "1"))["folder"]
-    assert checkpoint(folder)["agent"]["actor.hidden1.weight"].shape == (64, 6 + 4)
+    assert checkpoint(folder)["agent"][first].shape[1] == 6 + 4
     folder = ppo.main([*small("Ends-v0", "--observe", "2", "0"), *NO_GAMES])["folder"]
-    assert checkpoint(folder)["agent"]["actor.hidden1.weight"].shape == (64, 2)
+    assert checkpoint(folder)["agent"][first].shape[1] == 2
 
 
 PLAYABLE = {
@@ -202,6 +205,8 @@ PLAYABLE = {
     "ppo_atari.py": "ALE/Breakout-v5 SpaceInvaders-v4",
     "ppo_continuous.py": "Pendulum-v1 MountainCarContinuous-v0 BipedalWalker-v3 HalfCheetah-v4"
     " HalfCheetah-v5 Hopper-v5 InvertedPendulum-v4 Humanoid-v5",
+    "ppo_lstm.py": "Acrobot-v1 Taxi-v4",
+    "ppo_multidiscrete.py": "Acrobot-v1 Taxi-v4 BipedalWalker-v3 Reacher-v5",
 }
 
 
@@ -245,6 +250,35 @@ def test_diverging_training_is_stopped(ppo, capsys):
         ppo.main([*small(), *NO_GAMES])
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert stop.value.code == 1 and "losses/value_loss not finite in iteration 1" in error
+
+
+@pytest.mark.parametrize("script", ["ppo_multidiscrete.py"], indirect=True)
+def test_nothing_valid_stops_the_run(ppo, capsys):
+    """Before anything invalid is played, in training and in an evaluation."""
+    command = small("Masked-stuck-v0")
+    for _ in range(2):
+        with pytest.raises(SystemExit) as stop:
+            ppo.main([*command, "--eval-episodes", "1"])
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert stop.value.code == 1
+        assert error.startswith("error: action_mask leaves nothing valid")
+        command = ["--evaluate", str(next(Path("runs").iterdir()))]
+
+
+# What only one script can be asked for wrongly.
+OWN_BAD = {
+    ("ppo_lstm.py", "--num-envs 6 --num-minibatches 4"): "--num-minibatches must divide the 6 envs",
+    ("ppo_multidiscrete.py", "--bins 0"): "--bins 0 is out of range",
+    ("ppo_multidiscrete.py", "--env-id known_envs:Unbounded-v0"): "has no bounds to cut into bins",
+}
+
+
+@pytest.mark.parametrize(("script", "flags"), OWN_BAD, indirect=["script"])
+def test_own_bad_input(ppo, script, capsys, flags):
+    with pytest.raises(SystemExit) as stop:
+        ppo.main(flags.split())
+    assert stop.value.code == 2 and not Path("runs").exists()
+    assert OWN_BAD[script, flags] in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 BAD = {
@@ -305,6 +339,8 @@ MISFIT = {
     "ppo.py": "HalfCheetah-v4",
     "ppo_atari.py": "CartPole-v1",
     "ppo_continuous.py": "CartPole-v1",
+    "ppo_lstm.py": "HalfCheetah-v4",
+    "ppo_multidiscrete.py": "known_envs:Tuples-v0",
 }
 
 
