@@ -25,8 +25,10 @@ DEFAULT_ENV = {
     "ppo.py": "CartPole-v1",
     "ppo_atari.py": "BreakoutNoFrameskip-v4",
     "ppo_continuous.py": "HalfCheetah-v4",
+    "ppo_lstm.py": "CartPole-v1",
+    "ppo_multidiscrete.py": "Taxi-v4",
 }
-SHORT = {"ppo.py": 8_192, "ppo_atari.py": 2_048, "ppo_continuous.py": 8_192}  # steps
+SHORT = dict.fromkeys(DEFAULT_ENV, 8_192) | {"ppo_atari.py": 2_048}  # steps
 
 
 def stable_baselines3(script: str, env_id: str, steps: int, seed: int) -> None:

@@ -48,6 +48,10 @@ class Experiment:
     published: dict[str, dict[str, str]]  # variant -> implementation -> score
 
 
+TAXI = (
+    "--total-timesteps 500000 --num-envs 16 --num-steps 128 --num-minibatches 4 --update-epochs 4"
+    " --learning-rate 0.001 --ent-coef 0.01"
+)
 EXPERIMENTS = {
     # CartPole and Acrobot with the defaults, and with time limits treated as deaths.
     "classic": Experiment(
@@ -90,6 +94,35 @@ EXPERIMENTS = {
             "Walker2d-v4": {"CleanRL": "2287.95 ± 571.78"},
             "Hopper-v4": {"CleanRL": "2382.86 ± 271.74"},
         },
+    ),
+    # CartPole without its velocities: what memory is for.
+    "memory": Experiment(
+        variants={
+            "ppo_lstm.py": "ppo_lstm.py --observe 0 2",
+            "ppo.py": "ppo.py --observe 0 2 --total-timesteps 1000000",
+        },
+        seeds=range(1, 6),
+        figures={"CartPole-v1": ["ppo_lstm.py", "ppo.py"]},
+        published={},
+    ),
+    # The same two joints, as two choices of one torque in eleven and as two real numbers.
+    "reacher": Experiment(
+        variants={
+            "11 bins": "ppo_multidiscrete.py --env-id Reacher-v5",
+            "Gaussian": "ppo_continuous.py --env-id Reacher-v5",
+        },
+        seeds=range(1, 4),
+        figures={"Reacher-v5": ["11 bins", "Gaussian"]},
+        published={},
+    ),
+    "masks": Experiment(
+        variants={
+            "masks": "ppo_multidiscrete.py --env-id Taxi-v4 " + TAXI,
+            "no masks": "ppo_multidiscrete.py --env-id Taxi-v4 " + TAXI + " --no-masks",
+        },
+        seeds=range(1, 6),
+        figures={"Taxi-v4": ["masks", "no masks"]},
+        published={},
     ),
     # The schedule is that of ten million steps. What was adopted may have been stopped before.
     "atari": Experiment(

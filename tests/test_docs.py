@@ -1,14 +1,17 @@
 """The docs say what is so: generated parts, links, commands, pins."""
 
+import ast
 import json
 import re
 import subprocess
 import sys
 import tomllib
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from harness import QUICK, ROOT, ROWS, build, load
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -128,6 +131,8 @@ def test_the_readme_commands(capsys):
         ("ppo.py", "README.md", "action in (0, 1)"),
         ("ppo_atari.py", "docs/ppo_atari.md", "action in range(4) and reward in (-1, 0, 1)"),
         ("ppo_continuous.py", "docs/ppo_continuous.md", "action.shape == (1,) and reward == 1"),
+        ("ppo_lstm.py", "docs/ppo_lstm.md", "action in (0, 1) and state.any()"),
+        ("ppo_multidiscrete.py", "docs/ppo_multidiscrete.md", "action.tolist() in ([0], [1])"),
     ],
     indirect=["script"],
 )
@@ -138,6 +143,52 @@ def test_loading_an_agent_as_the_docs_show(script, page, right):
     code = f"RUN = {run!r}\n{code}\nassert {right}"
     done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0
+
+
+def definitions(script: str, *names: str) -> dict[str, str]:
+    """Classes and functions of a script by name, without the markers above them."""
+    source = (ROOT / script).read_text()
+    nodes = {getattr(node, "name", None): node for node in ast.parse(source).body}
+    return {name: ast.get_source_segment(source, nodes[name]) for name in names}
+
+
+def test_atari_with_memory_as_the_docs_show():
+    """What the page says is copied from ppo_atari.py, and the lines it says change: it trains on
+    Pong, and its first ratio is 1."""
+    page = (ROOT / "docs" / "ppo_lstm.md").read_text().split("## Atari, from pictures")[1]
+    prose, diff = page.split("```diff\n")[0], page.split("```diff\n")[1].split("```")[0]
+    named = re.findall(r"`(\w+)`", prose)
+    classes = [name for name in named if name[0].isupper() and name != "GAME"]
+    assert len(classes) == 6
+    source = (ROOT / "ppo_lstm.py").read_text()
+    own, other = (definitions(s, "make_env")["make_env"] for s in ("ppo_lstm.py", "ppo_atari.py"))
+    atari = (ROOT / "ppo_atari.py").read_text()
+    game = next(line for line in atari.splitlines() if line.startswith("GAME ="))
+    copied = "\n\n\n".join(definitions("ppo_atari.py", *classes).values())
+    heads = [line.strip("`") for line in re.findall(r"`(?:import|gym\.register)[^`]+`", prose)]
+    assert len(heads) == 3
+    source = source.replace(own, other)
+    for hunk in diff.strip().split("\n\n"):
+        lines = hunk.splitlines()
+        find, replace = ("\n".join(x[1:] for x in lines if x[0] == sign) for sign in "-+")
+        assert source.count(find) == 1, find
+        source = source.replace(find, replace)
+    layer = definitions("ppo_lstm.py", "layer_init")["layer_init"]
+    assert source.count(layer) == 1
+    source = source.replace(layer, f"{layer}\n\n\n{copied}\n\n")
+    source = source.replace('SCRIPT = "ppo_lstm"', "\n".join([*heads, game, 'SCRIPT = "ppo_lstm"']))
+    module = types.ModuleType("atari_lstm")
+    sys.modules["atari_lstm"] = module
+    exec(compile(source, "atari_lstm.py", "exec"), module.__dict__)
+    flags = "--env-id PongNoFrameskip-v4 --num-envs 4 --num-steps 8 --num-minibatches 2"
+    folder = module.main([*flags.split(), "--total-timesteps", "64", "--eval-episodes", "0"])[
+        "folder"
+    ]
+    agent = torch.load(f"{folder}/checkpoint.pt", weights_only=True)["agent"]
+    assert agent["lstm.trunk.conv1.weight"].shape == (32, 1, 8, 8)
+    assert agent["lstm.weight_ih_l0"].shape == (512, 512)
+    errors = EventAccumulator(folder).Reload().Scalars("debug/first_ratio_error")
+    assert len(errors) == 2 and all(event.value < 1e-4 for event in errors)
 
 
 def test_documented_tags_are_the_logged_ones(ppo, script):
