@@ -13,8 +13,8 @@ THE LESSON is all of PPO, to be read from top to bottom. THE RUN (checks, log, c
 evaluation, command line) follows it; the lesson can be understood without it.
 
 `# [core-07] Title` marks an implementation detail; it covers the lines below it up to the next
-blank line, or the whole function or class below it. docs/ppo_continuous.md explains each continuous
-detail, docs/ppo.md all others, and shows what breaks without it. "Source" is a file of
+blank line or dedent, or the whole function or class. docs/ppo_continuous.md explains each
+continuous detail, docs/ppo.md all others, and shows what breaks without it. "Source" is a file of
 openai/baselines at commit ea25b9e, the official PPO ("ppo2"); DEVIATION says where this file
 differs from it.
 
@@ -495,7 +495,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
                 mb_obs, mb_actions, mb_logprobs, mb_advantages, mb_returns, mb_values = minibatch
 
                 dist, new_values = agent.policy(mb_obs), agent.value(mb_obs)
-                log_ratio = dist.log_prob(mb_actions) - mb_logprobs  # log(new / old), (M,)
+                log_ratio = dist.log_prob(mb_actions) - mb_logprobs  # log(new / old)
 
                 # [core-07] Advantage normalization, per minibatch
                 # Frees the policy's steps from the rewards' scale. Source: ppo2/model.py#L136-L139.
@@ -537,7 +537,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
         # Means over all minibatches of all epochs: the last one alone is noise. Explained variance:
         # 1 is perfect, 0 no better than a constant. Source: ppo2/ppo2.py#L183-L210.
         pg_loss, v_loss, entropy, grad_norm = torch.stack(losses).mean(0).tolist()
-        log_ratios = torch.stack(log_ratios)  # (gradient steps, M)
+        log_ratios = torch.stack(log_ratios)  # one of each gradient step
         kl_k1, kl_k2, kl_k3 = (kl.item() for kl in approx_kl(log_ratios))
         ratio_errors = (log_ratios.exp() - 1).abs()
         metrics = {
@@ -611,7 +611,7 @@ def check(args: Args) -> None:
         fix = "leave out --capture-video" if args.capture_video else "check its name"
         fail(f"--env-id {args.env_id} can't be made, {fix} or install what it needs: {error!r}")
     if not isinstance(env.action_space, ACTION_SPACES):
-        fits = "ppo.py Discrete, ppo_continuous.py Box, ppo_multidiscrete.py MultiDiscrete"
+        fits = "ppo.py Discrete, ppo_continuous.py Box, ppo_multidiscrete.py MultiDiscrete/Binary"
         fail(f"{SCRIPT}.py can't act in {env.action_space}: use the script that fits ({fits})")
     if not isinstance(flat, gym.spaces.Box) or len(env.observation_space.shape or ()) == 3:
         fail(f"{args.env_id} shows no vector: wrap it, or use ppo_atari.py if it is an Atari game")

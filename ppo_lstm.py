@@ -1,19 +1,19 @@
 """PPO with memory in one file: ppo.py, and the five details of a recurrent policy (LSTM).
 
-    python ppo_lstm.py --observe 0 2              CartPole-v1 without its velocities, TIME
-    python ppo_lstm.py --env-id Acrobot-v1        any Gymnasium environment that fits
-    python ppo_lstm.py --help                     all settings
-    tensorboard --logdir runs                     the curves, live
+    python ppo_lstm.py --observe 0 2    CartPole-v1 without its velocities, a minute and a half
+    python ppo_lstm.py --env-id Acrobot-v1 --observe 0 1 2 3    Acrobot without its velocities
+    python ppo_lstm.py --help           all settings
+    tensorboard --logdir runs           the curves, live
 
 What differs from ppo.py: the agent remembers. One LSTM reads the observations in order; policy and
-value function read its output. Its state lives as long as an episode, and training goes through
-whole sequences, so that gradients reach what should have been remembered.
+value function read its output. What it remembers, its state, lives as long as an episode. Training
+goes through whole sequences, so that gradients reach what should have been remembered.
 
 THE LESSON is all of PPO, to be read from top to bottom. THE RUN (checks, log, checkpoint,
 evaluation, command line) follows it; the lesson can be understood without it.
 
 `# [core-07] Title` marks an implementation detail; it covers the lines below it up to the next
-blank line, or the whole function or class below it. docs/ppo_lstm.md explains each LSTM detail,
+blank line or dedent, or the whole function or class. docs/ppo_lstm.md explains each LSTM detail,
 docs/ppo.md all others, and shows what breaks without it. "Source" is a file of openai/baselines at
 commit ea25b9e, the official PPO ("ppo2"); DEVIATION says where this file differs from it.
 
@@ -79,7 +79,7 @@ class Args:
     gamma: float = 0.98  # discount per step
     gae_lambda: float = 0.95  # GAE: 0 trusts the value function (bias), 1 the rewards (variance)
     bootstrap_truncation: bool = True  # a state cut off by a time limit keeps its value
-    num_minibatches: int = 4  # equal parts of a batch, one gradient step each
+    num_minibatches: int = 4  # parts of a batch, each of whole envs, one gradient step each
     update_epochs: int = 4  # passes over a batch
     norm_adv: bool = True  # normalize advantages in each minibatch
     clip_coef: float = 0.2  # epsilon: how far the ratio may move from 1 before its gradient is 0
@@ -162,8 +162,8 @@ def layer_init(layer: nn.Linear, gain: float = 2**0.5) -> nn.Linear:
 
 
 # [lstm-01 1/4] LSTM layer: orthogonal initialization, zero biases
-# Gain 1, no offset for the forget gate. Source: a2c/utils.py#L82-L103.
-# DEVIATION: torch adds a second bias vector, which stays 0 here, and orders the gates otherwise.
+# Gain 1; all gates half open, the forget gate too. Source: a2c/utils.py#L82-L103.
+# DEVIATION: torch has a second bias vector, which stays 0 here, and orders the gates otherwise.
 class LSTM(nn.LSTM):
     """H = 128 units that read L steps of n sequences in order: (L, n, inputs) -> (L, n, H)."""
 
@@ -173,6 +173,7 @@ class LSTM(nn.LSTM):
         nn.init.orthogonal_(self.weight_hh_l0)
         nn.init.zeros_(self.bias_ih_l0)
         nn.init.zeros_(self.bias_hh_l0).requires_grad_(False)
+        torch.backends.cudnn.allow_tf32 = False  # GPU: 10-bit products part acting from learning
 
     def forward(self, x: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The outputs, and the state after the last step; `state` (2, n, H): last output, cells."""
@@ -222,7 +223,7 @@ class Agent(nn.Module):
 
     def value(self, hidden: torch.Tensor) -> torch.Tensor:
         """Expected discounted returns (...) from outputs of the LSTM (..., H)."""
-        # Squeezed here, once: (M, 1) - (M,) would broadcast to an (M, M) loss without an error.
+        # Squeezed here, once: (T, n, 1) - (T, n) fails, or broadcasts where n is 1 or T.
         return self.critic(hidden).squeeze(-1)
 
 
@@ -378,16 +379,17 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
                     # [lstm-03 1/3] State reset at the end of an episode
                     # With the env: row t still belongs to the old episode, row t + 1 to the new.
                     # Source: a2c/utils.py#L89-L91.
-                    state[:, torch.as_tensor(done, device=device)] = 0  # states[t] is a copy
+                    state[:, torch.as_tensor(done, device=device)] = 0  # not states[t], a copy
 
         # --- 3. Values and advantages, (T, N)
         with torch.inference_mode():  # all rows at once: faster than a value with each action
             # [lstm-03 2/3] State reset at the end of an episode
-            # What row t led to is judged with that episode's memory, the state after row t, not the
-            # reset one. The look ahead is one step, whose new state is thrown away.
+            # next_obs[t] is read with the memory of its episode, states[t], before any reset: one
+            # step ahead in all rows at once, whose new states are thrown away. In mid-episode it is
+            # what the next row finds; at a time limit and after the last row nobody else reads it.
             values = agent.value(states[:, 0]).cpu().numpy()
             ahead = torch.as_tensor(next_obs, device=device).flatten(0, 1)[None]  # (1, B, D)
-            hidden, _ = agent.lstm(ahead, states.transpose(0, 1).flatten(1, 2))
+            hidden, _ = agent.lstm(ahead, states.transpose(0, 1).flatten(1, 2))  # from (2, B, H)
             next_values = agent.value(hidden).view(shape).cpu().numpy()
 
         dones = terminated | truncated
@@ -416,15 +418,16 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
             order = torch.randperm(args.num_envs, device=device)
             n = args.num_envs // args.num_minibatches
             for minibatch in zip(*(x[:, order].split(n, dim=1) for x in batch)):
-                *minibatch, mb_dones, mb_state = minibatch
+                *minibatch, mb_dones, mb_state = minibatch  # (T, n, ...), and (2, n, H)
                 mb_obs, mb_actions, mb_logprobs, mb_advantages, mb_returns, mb_values = minibatch
 
                 # [lstm-05 2/2] States rebuilt from the rollout's start
-                # Read again with today's weights, so that gradients go back through time. Each call
-                # stops where one of the n episodes ends. Source: ppo2/model.py#L151-L153.
-                ends = (mb_dones[:-1].any(1).nonzero().flatten() + 1).tolist()
+                # Read again with the current weights, and gradients go back through time. A call
+                # reads up to the next row in which any of the n envs ends an episode (an end in the
+                # last row needs no cut). Source: ppo2/model.py#L151-L153.
+                cuts = (mb_dones[:-1].any(1).nonzero().flatten() + 1).tolist()
                 outputs = []
-                for start, stop in pairwise([0, *ends, args.num_steps]):
+                for start, stop in pairwise([0, *cuts, args.num_steps]):
                     hidden, mb_state = agent.lstm(mb_obs[start:stop], mb_state)
                     outputs.append(hidden)
                     # [lstm-03 3/3] State reset at the end of an episode
@@ -432,7 +435,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
                 hidden = torch.cat(outputs)  # (T, n, H)
                 dist, new_values = agent.policy(hidden), agent.value(hidden)
 
-                log_ratio = dist.log_prob(mb_actions) - mb_logprobs  # log(new / old), (M,)
+                log_ratio = dist.log_prob(mb_actions) - mb_logprobs  # log(new / old)
 
                 # [core-07] Advantage normalization, per minibatch
                 # Frees the policy's steps from the rewards' scale. Source: ppo2/model.py#L136-L139.
@@ -474,7 +477,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
         # Means over all minibatches of all epochs: the last one alone is noise. Explained variance:
         # 1 is perfect, 0 no better than a constant. Source: ppo2/ppo2.py#L183-L210.
         pg_loss, v_loss, entropy, grad_norm = torch.stack(losses).mean(0).tolist()
-        log_ratios = torch.stack(log_ratios)  # (gradient steps, M)
+        log_ratios = torch.stack(log_ratios)  # one of each gradient step
         kl_k1, kl_k2, kl_k3 = (kl.item() for kl in approx_kl(log_ratios))
         ratio_errors = (log_ratios.exp() - 1).abs()
         metrics = {
@@ -544,7 +547,7 @@ def check(args: Args) -> None:
         fix = "leave out --capture-video" if args.capture_video else "check its name"
         fail(f"--env-id {args.env_id} can't be made, {fix} or install what it needs: {error!r}")
     if not isinstance(env.action_space, ACTION_SPACES):
-        fits = "ppo.py Discrete, ppo_continuous.py Box, ppo_multidiscrete.py MultiDiscrete"
+        fits = "ppo.py Discrete, ppo_continuous.py Box, ppo_multidiscrete.py MultiDiscrete/Binary"
         fail(f"{SCRIPT}.py can't act in {env.action_space}: use the script that fits ({fits})")
     if not isinstance(flat, gym.spaces.Box) or len(env.observation_space.shape or ()) == 3:
         fail(f"{args.env_id} shows no vector: wrap it, or use ppo_atari.py if it is an Atari game")

@@ -1,26 +1,28 @@
 """PPO for several discrete choices a step in one file, with masks for those that are not valid.
 
-    python ppo_multidiscrete.py                   Reacher-v5, 11 torques a joint, TIME
+    python ppo_multidiscrete.py                   Reacher-v5, 11 torques a joint, five minutes
     python ppo_multidiscrete.py --env-id Taxi-v4  masked where the environment reports a mask
     python ppo_multidiscrete.py --help            all settings
     tensorboard --logdir runs                     the curves, live
 
-What differs from ppo.py: an action has A components, each a choice of its own (MultiDiscrete,
-MultiBinary, Discrete with A = 1, Box cut into bins), and one probability for all together. Which
-choices are valid comes with the observation, as numbers behind its own.
+What differs from ppo.py: an action has A components, each a choice of its own, and one probability.
+MultiDiscrete([3, 2]), say, is one of 3 directions and a button that is pressed or not: A = 2, with
+C = 5 choices. MultiBinary, Discrete (A = 1) and Box, cut into bins, are treated the same. Which
+choices are valid stands behind the numbers of an observation, as C flags.
 
 THE LESSON is all of PPO, to be read from top to bottom. THE RUN (checks, log, checkpoint,
 evaluation, command line) follows it; the lesson can be understood without it.
 
 `# [core-07] Title` marks an implementation detail; it covers the lines below it up to the next
-blank line, or the whole function or class below it. docs/ppo_multidiscrete.md explains components
-and masks, docs/ppo.md all other details, and shows what breaks without them. "Source" is a file of
+blank line or dedent, or the whole function or class. docs/ppo_multidiscrete.md explains components
+and masks, docs/ppo.md all other details; both show what breaks without them. "Source" is a file of
 openai/baselines at commit ea25b9e, the official PPO ("ppo2"); DEVIATION says where this file
 differs from it.
 
-Shapes: T num_steps, N num_envs, B = T * N rows of a batch, M rows of a minibatch, D numbers in an
-observation, A components of an action, C choices of all components together. Row t of every array
-of the rollout belongs to step t.
+Shapes: T num_steps, N num_envs, B = T * N rows of a batch, M rows of a minibatch, A components of
+an action, C choices of all of them together, D numbers in an observation of the environment, D + C
+where it carries the flags (from make_env on). Row t of every array of the rollout belongs to step
+t.
 """
 # /// script
 # requires-python = ">=3.11"
@@ -79,8 +81,8 @@ class Args:
     num_envs: int = 4  # N, environments stepped side by side
     num_steps: int = 512  # T, steps in each environment between two updates
     observe: tuple[int, ...] = ()  # the entries of the flat observation to keep; none: all
-    bins: int = 11  # values that a Box action's component is cut into, evenly within its bounds
-    masks: bool = True  # use the environment's action_mask, where it reports one
+    bins: int = 11  # equal parts of each number of a Box action; a choice plays a part's middle
+    masks: bool = True  # obey info["action_mask"], where the environment reports one
     cuda: bool = False  # use a GPU if there is one; networks this small are faster on a CPU
 
     learning_rate: float = 6e-4  # Adam's step size in the first update
@@ -121,28 +123,32 @@ class Args:
 # ---------------------------------------- Environment ----------------------------------------
 
 
-# [aux-04 1/8] Invalid action masking
-# The mask is a part of the observation: each row of the rollout keeps the one it was sampled under,
-# and the update meets the same again. Where none is reported, everything is valid.
+# [aux-04 1/9] Invalid action masking
+# The mask travels in the observation's row: stored with it, it is met again in the update. Where
+# the environment reports none, everything is valid.
 class MaskInObservation(gym.Wrapper):
     """Observation (D + C,): the environment's D numbers, then 1 for each valid choice and 0 for
-    each other, as its `info["action_mask"]` says: C flags, or an array for each component."""
+    each other, as its `info["action_mask"]` says: C flags, or a sequence with an array of flags for
+    each component."""
 
     def __init__(self, env: gym.Env, masks: bool):
         super().__init__(env)
-        self.masks, self.choices = masks, env.action_space.nvec.sum()
-        space, flags = env.observation_space, np.ones(self.choices)
-        low, high = np.append(space.low, 0 * flags), np.append(space.high, flags)
-        self.observation_space = gym.spaces.Box(low.astype(np.float32), high.astype(np.float32))
+        self.masks, self.num_choices = masks, env.action_space.nvec.sum()  # C
+        size = env.observation_space.shape[0] + self.num_choices
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (size,))
 
     def join(self, obs: np.ndarray, info: dict) -> np.ndarray:
-        mask = np.ones(self.choices)
-        if self.masks and "action_mask" in info:
-            mask[:] = np.hstack(info["action_mask"])
+        flags, mask = info.get("action_mask") if self.masks else None, np.ones(self.num_choices)
+        if flags is not None:
+            if not isinstance(flags, np.ndarray):
+                flags = np.concatenate([np.ravel(part) for part in flags])
+            if flags.size != mask.size:
+                fail(f"action_mask has {flags.size} flags: give one for each of {mask.size}")
+            mask[:] = np.ravel(flags) > 0
         return np.append(obs, mask).astype(np.float32)
 
-    def reset(self, **options):
-        obs, info = self.env.reset(**options)
+    def reset(self, **kwargs):
+        obs, info = self.env.reset(**kwargs)
         return self.join(obs, info), info
 
     def step(self, action):
@@ -150,11 +156,12 @@ class MaskInObservation(gym.Wrapper):
         return self.join(obs, info), *outcome, info
 
 
-# [aux-04 2/8] Invalid action masking
-def stuck(obs: np.ndarray, nvec: np.ndarray) -> str:
-    """An error if one of the observations (n, D + C) leaves a component no choice, else ""."""
-    mask, first = obs[:, -nvec.sum() :], nvec.cumsum() - nvec
-    fine = np.maximum.reduceat(mask, first, axis=1).all()
+# [aux-04 2/9] Invalid action masking
+# Were all logits of a component -1e8, softmax would make all its invalid choices equally likely.
+def mask_error(obs: np.ndarray, nvec: np.ndarray) -> str:
+    """What is wrong if an observation (N, D + C) leaves a component no valid choice, else ""."""
+    mask, first = obs[:, -nvec.sum() :], nvec.cumsum() - nvec  # where each component's flags begin
+    fine = np.maximum.reduceat(mask, first, axis=1).all()  # the largest flag of each
     return "" if fine else "action_mask leaves nothing valid: let the episode end before that state"
 
 
@@ -171,20 +178,22 @@ def make_env(args: Args, video: Path | None = None) -> gym.Env:
         env = gym.wrappers.TransformObservation(env, lambda obs: obs[keep], part)
 
     # [multidiscrete-01 1/4] Independent action components
-    # The policy's actions are (A,), each component counted from 0. Here they get the shape, the
-    # first numbers and the type of the space; [()] makes a plain number of one without axes.
+    # For the policy an action is (A,), each component counted from 0. The lambda gives it shape,
+    # start and type of the environment's space; [()] makes a number of an array without axes.
     if isinstance(env.action_space, gym.spaces.Box):
         env = gym.wrappers.DiscretizeAction(env, args.bins, multidiscrete=True)
     space, start = env.action_space, getattr(env.action_space, "start", 0)
-    n = space.nvec if hasattr(space, "nvec") else space.n
-    nvec = np.full(space.shape, 2 if isinstance(space, gym.spaces.MultiBinary) else n)
+    if isinstance(space, gym.spaces.MultiBinary):
+        nvec = np.full(space.shape, 2)  # how many choices each component has
+    else:
+        nvec = np.array(space.n if isinstance(space, gym.spaces.Discrete) else space.nvec)
     env = gym.wrappers.TransformAction(
         env,
         lambda action: (action.reshape(nvec.shape) + start).astype(space.dtype)[()],
         gym.spaces.MultiDiscrete(nvec.ravel()),
     )
 
-    # [aux-04 3/8] Invalid action masking
+    # [aux-04 3/9] Invalid action masking
     return MaskInObservation(env, args.masks)
 
 
@@ -266,7 +275,7 @@ class Categorical:
 # The probability of an action is the product of its components': logarithms and entropies are sums,
 # and there is one ratio to clip. Source: common/distributions.py#L206-L222.
 class MultiCategorical:
-    """Distribution over actions (..., A) from the logits (..., n) of each component."""
+    """Distribution over actions (..., A) from logits (..., n), a tensor for each component's n."""
 
     def __init__(self, logits: tuple[torch.Tensor, ...]):
         self.parts = [Categorical(part) for part in logits]
@@ -293,6 +302,7 @@ class Agent(nn.Module):
         super().__init__()
         # [multidiscrete-01 3/4] Independent action components
         # One head for the choices of all components. Source: common/distributions.py#L76-L94.
+        # DEVIATION: MultiBinary has two choices a component; the official code one logit.
         self.nvec = action_space.nvec.tolist()
         self.sizes = [obs_space.shape[0] - sum(self.nvec), sum(self.nvec)]  # D, C
         self.actor = MLP(*self.sizes, gain=0.01)
@@ -301,11 +311,12 @@ class Agent(nn.Module):
         # In a shared trunk both losses pull at the same weights; a second network is cheap.
         # Source: common/policies.py#L154-L166 (value_network="copy").
         # DEVIATION: by default the official code shares the trunk in classic control.
-        # [aux-04 4/8] Invalid action masking
-        self.critic = MLP(self.sizes[0], 1, gain=1.0)  # networks don't see the mask
+        # [aux-04 4/9] Invalid action masking
+        # Both networks read the D numbers: the mask limits the choice and is no input.
+        self.critic = MLP(self.sizes[0], 1, gain=1.0)
 
-    # [aux-04 5/8] Invalid action masking
-    # At -1e8 a probability is 0 exactly, and so are its gradient and its share of the entropy. With
+    # [aux-04 5/9] Invalid action masking
+    # -1e8 gets probability 0 in float32; its gradient and its share of the entropy are 0, too. With
     # minus infinity the entropy would be 0 times infinity: NaN. Source: Huang and Ontanon 2020.
     def policy(self, obs: torch.Tensor) -> MultiCategorical:
         """The distribution over actions in each observation with its mask (..., D + C)."""
@@ -313,7 +324,8 @@ class Agent(nn.Module):
         logits = self.actor(numbers).where(mask > 0, -1e8)
         return MultiCategorical(logits.split(self.nvec, -1))
 
-    # [aux-04 6/8] Invalid action masking
+    # [aux-04 6/9] Invalid action masking
+    # A value for the D numbers, whatever is valid.
     def value(self, obs: torch.Tensor) -> torch.Tensor:
         """Expected discounted returns (...) from observations (..., D + C)."""
         # Squeezed here, once: (M, 1) - (M,) would broadcast to an (M, M) loss without an error.
@@ -438,9 +450,8 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
             for t in range(args.num_steps):
                 obs[t] = current_obs
 
-                # [aux-04 7/8] Invalid action masking
-                # Where nothing is valid, all of it would be equally likely.
-                if problem := stuck(obs[t], space.nvec):
+                # [aux-04 7/9] Invalid action masking
+                if problem := mask_error(obs[t], space.nvec):
                     run.abort(problem)
 
                 dist = agent.policy(torch.as_tensor(obs[t], device=device))
@@ -487,7 +498,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
                 mb_obs, mb_actions, mb_logprobs, mb_advantages, mb_returns, mb_values = minibatch
 
                 dist, new_values = agent.policy(mb_obs), agent.value(mb_obs)
-                log_ratio = dist.log_prob(mb_actions) - mb_logprobs  # log(new / old), (M,)
+                log_ratio = dist.log_prob(mb_actions) - mb_logprobs  # log(new / old)
 
                 # [core-07] Advantage normalization, per minibatch
                 # Frees the policy's steps from the rewards' scale. Source: ppo2/model.py#L136-L139.
@@ -529,7 +540,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
         # Means over all minibatches of all epochs: the last one alone is noise. Explained variance:
         # 1 is perfect, 0 no better than a constant. Source: ppo2/ppo2.py#L183-L210.
         pg_loss, v_loss, entropy, grad_norm = torch.stack(losses).mean(0).tolist()
-        log_ratios = torch.stack(log_ratios)  # (gradient steps, M)
+        log_ratios = torch.stack(log_ratios)  # one of each gradient step
         kl_k1, kl_k2, kl_k3 = (kl.item() for kl in approx_kl(log_ratios))
         ratio_errors = (log_ratios.exp() - 1).abs()
         metrics = {
@@ -594,17 +605,24 @@ def check(args: Args) -> None:
         fix = "leave out --capture-video" if args.capture_video else "check its name"
         fail(f"--env-id {args.env_id} can't be made, {fix} or install what it needs: {error!r}")
     if not isinstance(env.action_space, ACTION_SPACES):
-        fits = "ppo.py Discrete, ppo_continuous.py Box, ppo_multidiscrete.py MultiDiscrete"
+        fits = "ppo.py Discrete, ppo_continuous.py Box, ppo_multidiscrete.py MultiDiscrete/Binary"
         fail(f"{SCRIPT}.py can't act in {env.action_space}: use the script that fits ({fits})")
 
     # [multidiscrete-01 4/4] Independent action components
-    if isinstance(env.action_space, gym.spaces.Box) and not env.action_space.is_bounded():
-        fail(f"{args.env_id} has no bounds to cut into bins: use ppo_continuous.py")
+    if not 2 <= args.bins <= 1000:
+        fail(f"--bins {args.bins} is out of range: give a number from 2 to 1000")
+    if isinstance(box := env.action_space, gym.spaces.Box):
+        if not (box.is_bounded() and box.dtype.kind == "f"):
+            fail(f"{box} can't be cut into bins: it takes real numbers within bounds")
 
     if not isinstance(flat, gym.spaces.Box) or len(env.observation_space.shape or ()) == 3:
         fail(f"{args.env_id} shows no vector: wrap it, or use ppo_atari.py if it is an Atari game")
     if not all(0 <= entry < flat.shape[0] for entry in args.observe):
         fail(f"--observe takes entries of the flat observation, 0 to {flat.shape[0] - 1}")
+
+    # [aux-04 8/9] Invalid action masking
+    make_env(args).reset(seed=args.seed)  # refuses a mask that does not fit
+
     env.close()
 
 
@@ -729,8 +747,8 @@ def evaluate(args: Args, agent: Agent, folder: Path, mode: str) -> list[float]:
         obs, _ = envs.reset(seed=[seed])
         steps, total, over = 0, 0.0, False
         while not over and steps < 27_000:  # Atari's own limit, in steps of 4 frames
-            # [aux-04 8/8] Invalid action masking
-            if problem := stuck(obs, envs.single_action_space.nvec):
+            # [aux-04 9/9] Invalid action masking
+            if problem := mask_error(obs, envs.single_action_space.nvec):
                 fail(problem, code=1)
 
             with torch.inference_mode():

@@ -26,14 +26,17 @@ DEFAULT_ENV = {
     "ppo_atari.py": "BreakoutNoFrameskip-v4",
     "ppo_continuous.py": "HalfCheetah-v4",
     "ppo_lstm.py": "CartPole-v1",
-    "ppo_multidiscrete.py": "Taxi-v4",
+    "ppo_multidiscrete.py": "Reacher-v5",
 }
 SHORT = dict.fromkeys(DEFAULT_ENV, 8_192) | {"ppo_atari.py": 2_048}  # steps
 
 
 def stable_baselines3(script: str, env_id: str, steps: int, seed: int) -> None:
-    """A script's defaults in Stable-Baselines3, which clips values a little differently."""
+    """A script's defaults in Stable-Baselines3, which clips values a little differently; with an
+    LSTM, in its sb3-contrib."""
     import torch
+    from gymnasium.wrappers import DiscretizeAction
+    from sb3_contrib import RecurrentPPO
     from stable_baselines3 import PPO
     from stable_baselines3.common.env_util import make_atari_env, make_vec_env
     from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
@@ -44,12 +47,24 @@ def stable_baselines3(script: str, env_id: str, steps: int, seed: int) -> None:
         envs = VecFrameStack(make_atari_env(env_id, n_envs=args.num_envs, seed=seed), 4)
     else:
         torch.set_num_threads(1)  # its better setting here, as it is ours
-        envs = make_vec_env(env_id, n_envs=args.num_envs, seed=seed)
+        bins = {"bins": args.bins, "multidiscrete": True} if hasattr(args, "bins") else None
+        wrapper = {"wrapper_class": DiscretizeAction, "wrapper_kwargs": bins} if bins else {}
+        envs = make_vec_env(env_id, n_envs=args.num_envs, seed=seed, **wrapper)
     if script == "ppo_continuous.py":
         envs = VecNormalize(envs, gamma=args.gamma)
-    PPO(
-        "CnnPolicy" if script == "ppo_atari.py" else "MlpPolicy",
+    algorithm, policy, network = PPO, "MlpPolicy", {}
+    if script == "ppo_atari.py":
+        policy = "CnnPolicy"
+    if script == "ppo_lstm.py":
+        algorithm, policy = RecurrentPPO, "MlpLstmPolicy"
+        network = {"lstm_hidden_size": 128, "net_arch": []}
+        network |= {"enable_critic_lstm": False, "shared_lstm": True}
+    algorithm(
+        policy,
         envs,
+        policy_kwargs=network,
+        gamma=args.gamma,
+        vf_coef=args.vf_coef,
         learning_rate=lambda left: args.learning_rate * left,
         n_steps=args.num_steps,
         batch_size=args.minibatch_size,
@@ -102,7 +117,8 @@ def profile(script: str, env_id: str, steps: int) -> None:
     import torch
 
     ppo = importlib.import_module(script.removesuffix(".py"))
-    distribution = getattr(ppo, "Gaussian", None) or ppo.Categorical
+    kinds = ("Gaussian", "MultiCategorical", "Categorical")
+    distribution = next(getattr(ppo, kind) for kind in kinds if hasattr(ppo, kind))
     spent = defaultdict(float)
     stack = []
 
@@ -137,6 +153,8 @@ def profile(script: str, env_id: str, steps: int) -> None:
         (ppo.Run, "end_iteration", "logging"),
         (ppo.Run, "log_episodes", "logging"),
     ]
+    if hasattr(ppo, "LSTM"):
+        parts.append((ppo.LSTM, "forward", "network"))
     if hasattr(ppo, "RunningMeanStd"):
         parts += [
             (ppo.RunningMeanStd, "update", "running statistics"),

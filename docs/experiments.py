@@ -100,9 +100,11 @@ EXPERIMENTS = {
         variants={
             "ppo_lstm.py": "ppo_lstm.py --observe 0 2",
             "ppo.py": "ppo.py --observe 0 2 --total-timesteps 1000000",
+            "ppo.py, settings of ppo_lstm.py": "ppo.py --observe 0 2 --total-timesteps 1000000"
+            " --num-envs 32 --num-steps 64 --learning-rate 0.005 --gamma 0.98 --vf-coef 0.1",
         },
         seeds=range(1, 6),
-        figures={"CartPole-v1": ["ppo_lstm.py", "ppo.py"]},
+        figures={"CartPole-v1": ["ppo_lstm.py", "ppo.py", "ppo.py, settings of ppo_lstm.py"]},
         published={},
     ),
     # The same two joints, as two choices of one torque in eleven and as two real numbers.

@@ -165,7 +165,7 @@ class Unbounded(Ends):
 class Masked(Ends):
     """Ends, whose info says which choices are valid, of one component or (`pair`) of two; nothing
     is valid in the last state of an episode, and every fourth state comes without a mask. `stuck`:
-    nothing is valid after the second step."""
+    nothing is valid after the second step; `short`: a flag is missing."""
 
     def __init__(self, kind="one", render_mode=None):
         super().__init__()
@@ -180,7 +180,9 @@ class Masked(Ends):
             self.mask = [np.zeros_like(part) for part in self.mask]
         if self.t % 4 == 3 and not over:
             self.mask = [np.ones_like(part) for part in self.mask]
-            return {}
+            return {} if self.episode % 2 else {"action_mask": None}
+        if self.kind == "short":
+            return {"action_mask": self.mask[0][1:]}
         return {"action_mask": tuple(self.mask) if self.kind == "pair" else self.mask[0]}
 
     def reset(self, seed=None, options=None):
@@ -357,7 +359,7 @@ register("Sized-v0", Sized)
 register("Tuples-v0", Tuples)
 register("Recall-v0", Recall)
 register("Unbounded-v0", Unbounded)
-for kind in ("one", "pair", "stuck"):
+for kind in ("one", "pair", "stuck", "short"):
     register(f"Masked-{kind}-v0", Masked, kwargs={"kind": kind})
 register("Picture-v0", Picture)
 register("Limit-v0", Limit)

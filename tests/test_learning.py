@@ -12,6 +12,8 @@ FAST = "--num-steps 16 --learning-rate 0.01 --total-timesteps 9600 --no-clip-vlo
 def learn(ppo):
     def train(env: str, *flags: str):
         flags = [*SAME, *FAST.split(), "--eval-episodes", "0", *flags]
+        if hasattr(ppo, "LSTM"):  # as many updates; a sequence costs the same for more envs
+            flags += ["--num-envs", "8", "--total-timesteps", "9600"]
         ppo.main(["--env-id", f"known_envs:Probe-{env}-v0", *flags])
         return ppo.trained
 

@@ -87,7 +87,7 @@ def test_what_a_run_leaves_behind(ppo, script, capsys):
 def test_stop_and_resume(ppo, script, capsys):
     """SIGTERM lets the iteration finish; two resumes of one checkpoint are bit-equal."""
     rows = ROWS[script]
-    n = 40 if script == "ppo_atari.py" else 80
+    n = 40 if script in ("ppo_atari.py", "ppo_lstm.py") else 80
     process = start(ROOT / script, *QUICK[script], "--total-timesteps", str(n * rows), *NO_GAMES)
     folder = wait_for_plan(process)
     time.sleep(0.5)
@@ -110,7 +110,7 @@ def test_stop_and_resume(ppo, script, capsys):
 
 
 def test_second_signal_ends_at_once(script):
-    steps = "10000" if script == "ppo_atari.py" else "100000"
+    steps = "10000" if script in ("ppo_atari.py", "ppo_lstm.py") else "100000"
     process = start(ROOT / script, "--env-id", "known_envs:Long-v0", "--num-steps", steps,
                     "--num-envs", "4", "--total-timesteps", "4000000")  # fmt: skip
     wait_for_plan(process)
@@ -124,12 +124,12 @@ def test_second_signal_ends_at_once(script):
 
 
 def test_killed_runs_resume(ppo, script):
-    """Ten runs (four, where starting takes longer), killed at random moments after the plan was
-    printed: each can be gone on with, here for two iterations."""
+    """Ten runs (four of each child), killed at random moments after the plan was printed: each can
+    be gone on with, here for two iterations."""
     rng, rows = random.Random(0), ROWS[script]
     flags = ["--total-timesteps", str(1000 * rows), "--checkpoint-every", "0", *NO_GAMES]
     flags = [*QUICK[script], "--env-id", "known_envs:Ends-v0", *flags]
-    for _ in range(2 if script == "ppo_atari.py" else 5):
+    for _ in range(5 if script == "ppo.py" else 2):
         pair = [start(ROOT / script, *flags) for _ in range(2)]
         folders = []
         for process in pair:
@@ -163,6 +163,7 @@ def test_evaluation(ppo, script, capsys):
     assert [len(list(Path("runs").iterdir()))] == [1]
 
 
+@pytest.mark.parametrize("script", ["ppo.py", "ppo_atari.py"], indirect=True)
 def test_endless_games_are_cut(ppo, script, capsys):
     """Here, or by the console, whose own limit is as many frames."""
     name = "Limited-v0" if script == "ppo_atari.py" else "Forever-v0"
@@ -269,7 +270,9 @@ def test_nothing_valid_stops_the_run(ppo, capsys):
 OWN_BAD = {
     ("ppo_lstm.py", "--num-envs 6 --num-minibatches 4"): "--num-minibatches must divide the 6 envs",
     ("ppo_multidiscrete.py", "--bins 0"): "--bins 0 is out of range",
-    ("ppo_multidiscrete.py", "--env-id known_envs:Unbounded-v0"): "has no bounds to cut into bins",
+    ("ppo_multidiscrete.py", "--bins 1"): "give a number from 2 to 1000",
+    ("ppo_multidiscrete.py", "--env-id known_envs:Unbounded-v0"): "can't be cut into bins",
+    ("ppo_multidiscrete.py", "--env-id known_envs:Masked-short-v0"): "has 4 flags",
 }
 
 
