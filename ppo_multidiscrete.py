@@ -143,7 +143,7 @@ class MaskInObservation(gym.Wrapper):
             if not isinstance(flags, np.ndarray):
                 flags = np.concatenate([np.ravel(part) for part in flags])
             if flags.size != mask.size:
-                fail(f"action_mask has {flags.size} flags: give one for each of {mask.size}")
+                fail(f"action_mask has {flags.size} flags: give {mask.size}, one for each choice")
             mask[:] = np.ravel(flags) > 0
         return np.append(obs, mask).astype(np.float32)
 
