@@ -145,6 +145,26 @@ def test_loading_an_agent_as_the_docs_show(script, page, right):
     assert done.returncode == 0
 
 
+def blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
+
+
+def test_your_own_environment_network_and_log_as_the_docs_show():
+    environment, network, log = blocks("docs/research.md")
+    Path("corridor.py").write_text(environment)
+    ppo = load("ppo.py")
+    exec(network, ppo.__dict__)
+    exec(log, ppo.__dict__)
+    ppo.Run.write_log = ppo.write_log
+    flags = ["--env-id", "corridor:Corridor-v0", *QUICK["ppo.py"][2:], "--learning-rate", "0.001"]
+    result = ppo.main([*flags, "--total-timesteps", "10240", "--eval-episodes", "2"])
+    assert min(result["greedy"]) > 0.89  # at most ten steps
+    lines = Path(result["folder"], "log.jsonl").read_text().splitlines()
+    logged = [json.loads(line) for line in lines]
+    assert {"losses/value_loss", "charts/episodic_return", "step"} <= {k for x in logged for k in x}
+    assert logged[-1]["step"] == 10240
+
+
 def definitions(script: str, *names: str) -> dict[str, str]:
     """Classes and functions of a script by name, without the markers above them."""
     source = (ROOT / script).read_text()
