@@ -384,9 +384,9 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
         # --- 3. Values and advantages, (T, N)
         with torch.inference_mode():  # all rows at once: faster than a value with each action
             # [lstm-03 2/3] State reset at the end of an episode
-            # next_obs[t] is read with the memory of its episode, states[t], before any reset: one
-            # step ahead in all rows at once, whose new states are thrown away. In mid-episode it is
-            # what the next row finds; at a time limit and after the last row nobody else reads it.
+            # next_obs[t] is read with its episode's memory, states[t], before any reset: one step
+            # ahead in all rows at once, whose new states are thrown away. In mid-episode that gives
+            # the next row's value; only time limits and the last row need it.
             values = agent.value(states[:, 0]).cpu().numpy()
             ahead = torch.as_tensor(next_obs, device=device).flatten(0, 1)[None]  # (1, B, D)
             hidden, _ = agent.lstm(ahead, states.transpose(0, 1).flatten(1, 2))  # from (2, B, H)
