@@ -286,6 +286,26 @@ def symptoms(jobs: int) -> None:
         list(pool.map(one, todo))
 
 
+def symptom_table() -> str:
+    """What was broken and what the log showed, means over seeds, as a Markdown table."""
+    head = ["broken", "return, lowest and highest seed", *SHOWN]
+    lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
+    rows = defaultdict(list)
+    for row in rows_of(RESULTS / "symptoms.csv"):
+        rows[row["break"]].append(row)
+    for name, runs in rows.items():
+        if stopped := [run["stopped"] for run in runs if run["stopped"]]:
+            cells = [f"stopped: {stopped[0]}", *[""] * len(SHOWN)]
+        else:
+            returns = [float(run["return"]) for run in runs]
+            cells = [f"{min(returns):.0f} to {max(returns):.0f}"]
+            for column in SHOWN:
+                mean = np.mean([float(run[column]) for run in runs])
+                cells.append(f"{mean:.2g}" if abs(mean) < 100 else f"{mean:,.0f}")
+        lines.append("| " + " | ".join([name, *cells]) + " |")
+    return "\n".join(lines)
+
+
 def interval(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """95% bootstrap interval of the mean over the first axis (seeds), 2,000 resamples."""
     rng = np.random.default_rng(0)
