@@ -104,6 +104,12 @@ def record(module: types.ModuleType, *flags: str, scaled: bool = False) -> Recor
     def grads(optimizer):
         return [p.grad for p in optimizer.param_groups[0]["params"]]
 
+    make_envs = module.make_envs
+
+    def fresh(*arguments):
+        known_envs.LOG.clear()  # of what was done to environments while the arguments were checked
+        return make_envs(*arguments)
+
     pg, vf, gae = module.policy_loss, module.value_loss, module.compute_gae
     backward, adam = torch.Tensor.backward, torch.optim.Adam
 
@@ -192,6 +198,7 @@ def record(module: types.ModuleType, *flags: str, scaled: bool = False) -> Recor
         for target, name, spy in [
             (module.Agent, act, spy_policy),
             (module.Agent, "value", spy_value),
+            (module, "make_envs", fresh),
             (module, "policy_loss", spy_pg),
             (module, "value_loss", spy_vf),
             (module, "compute_gae", spy_gae),

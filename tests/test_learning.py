@@ -67,7 +67,7 @@ def test_the_better_action(learn):
 
 
 def test_the_action_that_the_observation_names(learn):
-    agent = learn("observed")
+    agent = learn("observed", "--learning-rate", "0.003")  # at 0.01 one seed in five settles early
     assert probability_of_1(agent, 1.0) > 0.9 and probability_of_1(agent, -1.0) < 0.1
 
 
