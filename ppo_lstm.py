@@ -407,7 +407,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
         # [lstm-04 1/3] Whole sequences as minibatches
         # The second axis is the env's: cut there, the steps of an env stay together, in order.
         rollout = (obs, actions, logprobs, advantages, returns, values, dones, first_state)
-        batch = [torch.as_tensor(x, device=device) for x in rollout]  # each (T, N, ...)
+        batch = [torch.as_tensor(x, device=device) for x in rollout]  # (T, N, ...), (2, N, H)
 
         log_ratios, losses = [], []
         for _ in range(args.update_epochs):
