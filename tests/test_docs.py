@@ -1,6 +1,7 @@
 """The docs say what is so: generated parts, links, commands, pins."""
 
 import ast
+import html
 import json
 import re
 import subprocess
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from harness import QUICK, ROOT, ROWS, build, load
+
+import annotate  # isort: skip
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 PAGES = [str(page.relative_to(ROOT)) for page in build.pages()]
@@ -64,6 +67,31 @@ def test_every_detail_has_its_section():
                 assert part in section, (name, part)
             for kind in (f"code {script} {name}", f"removal {script} {name}", f"source {name}"):
                 assert f"<!-- begin {kind} -->" in section, (name, kind)
+
+
+@pytest.mark.parametrize("script", build.scripts())
+def test_annotated_source(script):
+    """The page holds the script, line by line, and each marker's explanation stands beside it."""
+    page = annotate.page(script)
+    text = re.sub(r"<a href=.#L\d+.>\d+</a>", "", page)
+    found = re.findall(
+        r'<span class="line" id="L(\d+)">(.*?)</span>(?=<span class="line"|</pre>)', text
+    )
+    plain = [html.unescape(re.sub(r"<[^>]+>", "", line)).rstrip() for _, line in found]
+    assert plain == (ROOT / script).read_text().splitlines()
+    assert [int(number) for number, _ in found] == list(range(1, len(found) + 1))
+    beside = {}  # detail -> lines with which its explanations begin
+    for row in page.split('<div class="row">')[1:]:
+        first = int(re.search(r'id="L(\d+)"', row)[1])
+        for name in re.findall(r'data-detail="([\w-]+)"', row):
+            beside.setdefault(name, []).append(first)
+        for target, anchor in re.findall(r'href="\.\./\.\./(docs/[\w.]+)#([\w-]+)"', row):
+            assert f'<a id="{anchor}"></a>' in (ROOT / target).read_text()
+    sites = build.markers((ROOT / script).read_text())
+    assert beside == {name: [site["first"] for site in found] for name, found in sites.items()}
+    notes = re.sub(r"<pre>.*?</pre>", "", page, flags=re.DOTALL)
+    assert "<math" in notes and "$" not in re.sub(r"<style>.*?</style>|<code>.*?</code>", "", notes)
+    assert all(f"<strong>{word}.</strong>" in notes for word in ("What", "Why"))
 
 
 def test_line_numbers_are_not_typed():

@@ -1,0 +1,120 @@
+"""Write each script as a page with its explanations beside it: python docs/annotate.py
+
+Makes site/source/SCRIPT.html: the whole script with line numbers on one side and, beside each
+marker, what the detail is and why, from its section in docs/*.md, with a link to it. The pages need
+no server and no network. On a narrow screen an explanation stands above its lines.
+"""
+
+import html
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import build
+import latex2mathml.converter
+import markdown
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
+
+SITE = build.ROOT / "site" / "source"
+MATH = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$", re.DOTALL)
+STYLE = """
+:root { color-scheme: light dark; --page: #fff; --ink: #1a1a1a; --faint: #6b6b6b; --line: #ddd;
+  --note: #f3f6fa; --link: #0b57a4; }
+@media (prefers-color-scheme: dark) { :root { --page: #16181c; --ink: #e6e6e6; --faint: #9a9a9a;
+  --line: #333; --note: #1f242c; --link: #7db7f5; } }
+body { margin: 0; background: var(--page); color: var(--ink);
+  font: 16px/1.5 system-ui, sans-serif; }
+header, nav { padding: .6rem 1rem; } h1 { margin: 0; font-size: 1.3rem; } a { color: var(--link); }
+.row { display: grid; grid-template-columns: minmax(0, 58rem) minmax(18rem, 1fr); gap: 0 1rem; }
+.code { overflow-x: auto; } pre { margin: 0; font: 13px/1.5 ui-monospace, monospace; }
+.line { display: block; white-space: pre; } .line:target { background: #ffe08a55; }
+.line > a { display: inline-block; width: 3.2rem; padding-right: .8rem; text-align: right;
+  color: var(--faint); text-decoration: none; user-select: none; }
+.note { background: var(--note); border-left: 3px solid var(--link); padding: .3rem .8rem;
+  margin: .2rem .5rem .6rem 0; font-size: .9rem; overflow-x: auto; }
+.note h2 { margin: 0; font-size: .95rem; } .note p { margin: .4rem 0; }
+@media (max-width: 70rem) { .row { display: flex; flex-direction: column-reverse; }
+  .note { margin: .4rem .5rem; } }
+"""
+
+
+def formulas(text: str) -> str:
+    """$...$ and $$...$$ as MathML, which browsers draw by themselves."""
+
+    def convert(match: re.Match) -> str:
+        block, inline = match.groups()
+        display = "block" if block else "inline"
+        return latex2mathml.converter.convert((block or inline).strip(), display=display)
+
+    return MATH.sub(convert, text)
+
+
+def summary(name: str) -> tuple[str, str]:
+    """The page of a detail's section, and its What and Why as HTML."""
+    detail = build.registry()[name]
+    page = build.page(detail["scripts"][0], name).removeprefix("docs/").split("#")[0]
+    text = (build.ROOT / "docs" / page).read_text()
+    section = build.PART.sub("", text.split(f'<a id="{name}"></a>')[1].split("<a id=")[0])
+    until = r"(?=\n\*\*(?:Source|Mistakes|Remove))"
+    said = re.search(rf"\*\*What\.\*\*.*?{until}", section, re.DOTALL).group()
+    said = re.sub(r"\[([^\]]+)\]\((?!http)[^)]*\)", r"\1", said)  # links inside the book
+    return page, markdown.markdown(formulas(said), extensions=["tables", "fenced_code"])
+
+
+def note(name: str, site: dict) -> str:
+    page, body = summary(name)
+    title = f"{name} {html.escape(site['title'])}"
+    count = f" ({site['site']} of {site['sites']})" if site["sites"] > 1 else ""
+    link = f'<a href="../../docs/{page}#{name}">{title}</a>{count}'
+    body = body if site["site"] == 1 else ""  # said once; other sites point to it
+    return f'<div class="note" data-detail="{name}"><h2>{link}</h2>{body}</div>'
+
+
+def lines(source: str) -> list[str]:
+    """Each line of a script as HTML, with a number that links to itself."""
+    formatter = HtmlFormatter(nowrap=True)
+    colored = (
+        highlight(source, PythonLexer(stripnl=False, ensurenl=False), formatter)
+        .rstrip("\n")
+        .split("\n")
+    )
+    return [
+        f'<span class="line" id="L{n}"><a href="#L{n}">{n}</a>{line or " "}</span>'
+        for n, line in enumerate(colored, 1)
+    ]
+
+
+def page(script: str) -> str:
+    source = (build.ROOT / script).read_text().rstrip("\n")
+    sites = [(n, s) for n, found in build.markers(source).items() for s in found]
+    starts = {1} | {s["first"] for _, s in sites} | {s["last"] + 1 for _, s in sites}
+    numbered = lines(source)
+    edges = sorted(edge for edge in starts if edge <= len(numbered)) + [len(numbered) + 1]
+    rows = []
+    for first, after in pairwise(edges):
+        code = "".join(numbered[first - 1 : after - 1])
+        notes = "".join(note(name, site) for name, site in sites if site["first"] == first)
+        rows.append(
+            f'<div class="row"><div class="code"><pre>{code}</pre></div><div>{notes}</div></div>'
+        )
+    light, dark = (HtmlFormatter(style=s).get_style_defs("pre") for s in ("xcode", "github-dark"))
+    style = f"{STYLE}{light}\n@media (prefers-color-scheme: dark) {{ {dark} }}"
+    others = " · ".join(f'<a href="{Path(s).stem}.html">{s}</a>' for s in build.scripts())
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{script}, annotated</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{style}</style>'
+        f"<header><h1>{script}, annotated</h1></header><nav>{others}</nav>{''.join(rows)}</html>\n"
+    )
+
+
+def main() -> None:
+    SITE.mkdir(parents=True, exist_ok=True)
+    for script in build.scripts():
+        (SITE / f"{Path(script).stem}.html").write_text(page(script))
+        print(SITE / f"{Path(script).stem}.html")
+
+
+if __name__ == "__main__":
+    main()
