@@ -132,7 +132,7 @@ EXPERIMENTS = {
     ),
     # The schedule is that of ten million steps. What was adopted may have been stopped before.
     "atari": Experiment(
-        variants={"PongNoFrameskip-v4": "ppo_atari.py --env-id PongNoFrameskip-v4"},
+        variants={"PongNoFrameskip-v4": "ppo_atari.py --env-id PongNoFrameskip-v4 --bf16"},
         seeds=range(1, 2),
         figures={"PongNoFrameskip-v4": ["PongNoFrameskip-v4"]},
         published={},
