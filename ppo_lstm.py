@@ -435,7 +435,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
                 hidden = torch.cat(outputs)  # (T, n, H)
                 dist, new_values = agent.policy(hidden), agent.value(hidden)
 
-                log_ratio = dist.log_prob(mb_actions) - mb_logprobs  # log(new / old)
+                log_ratio = dist.log_prob(mb_actions) - mb_logprobs  # log(new / old), (M,)
 
                 # [core-07] Advantage normalization, per minibatch
                 # Frees the policy's steps from the rewards' scale. Source: ppo2/model.py#L136-L139.
@@ -477,7 +477,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
         # Means over all minibatches of all epochs: the last one alone is noise. Explained variance:
         # 1 is perfect, 0 no better than a constant. Source: ppo2/ppo2.py#L183-L210.
         pg_loss, v_loss, entropy, grad_norm = torch.stack(losses).mean(0).tolist()
-        log_ratios = torch.stack(log_ratios)  # one of each gradient step
+        log_ratios = torch.stack(log_ratios)  # (gradient steps, M)
         kl_k1, kl_k2, kl_k3 = (kl.item() for kl in approx_kl(log_ratios))
         ratio_errors = (log_ratios.exp() - 1).abs()
         metrics = {

@@ -9,7 +9,6 @@ A generated part stands between two comments, `<!-- begin KIND ARGUMENT -->` and
     source ID            the registry's sources and evidence
     scores NAME          an experiment's scores beside published ones
     results NAME COLUMN  an experiment's scores, every seed, and the means of more columns
-    symptoms             what the log of ppo.py shows, broken in each of several ways
 
 Sources are docs/details.toml (the registry) and the markers in the scripts. With --check nothing is
 written, and the exit code is 1 if a part is not what it should be.
@@ -167,12 +166,6 @@ def build_results(name: str, *columns: str) -> str:
     return experiments.summary(name, *columns)
 
 
-def build_symptoms() -> str:
-    import experiments
-
-    return experiments.symptom_table()
-
-
 BUILDERS = {
     "map": build_map,
     "code": build_code,
@@ -181,7 +174,6 @@ BUILDERS = {
     "source": build_source,
     "scores": build_scores,
     "results": build_results,
-    "symptoms": build_symptoms,
 }
 
 

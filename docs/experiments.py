@@ -8,9 +8,6 @@ pieces or stopped early, for the only variant that has its environment. What it 
     docs/results/NAME.csv         a row per run: its score, evaluation, explained variance, speed
     docs/results/NAME-curves.csv  a row per run and hundredth of it: mean return of its episodes
     docs/figures/NAME-*.svg       every seed thin, their mean thick, its 95% bootstrap interval
-
-`symptoms` is another kind: ppo.py, broken in each of the ways of docs/symptoms.toml, and what its
-log shows; into docs/results/symptoms.csv.
 """
 
 import argparse
@@ -20,7 +17,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import tomllib
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -232,80 +228,6 @@ def adopt(name: str, path: Path) -> None:
     append(RESULTS / f"{name}.csv", ROW, [key | row])
 
 
-# What a log shows, by column of symptoms.csv.
-SHOWN = {
-    "KL": "losses/approx_kl",
-    "clip fraction": "losses/clipfrac",
-    "entropy": "losses/entropy",
-    "explained variance": "losses/explained_variance",
-    "value loss": "losses/value_loss",
-    "gradient norm": "losses/grad_norm",
-}
-
-
-def symptom(entry: dict, seed: int) -> dict:
-    """Train ppo.py with one thing broken: a row of symptoms.csv, means over the second half."""
-    source = (ROOT / "ppo.py").read_text()
-    for find, replace in entry.get("edit", []):
-        if source.count(find) != 1:
-            raise ValueError(f"{entry['name']}: {source.count(find)} times: {find!r}")
-        source = source.replace(find, replace)
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "ppo.py").write_text(source)
-        flags = "--total-timesteps 150016 --eval-episodes 0 --seed".split()
-        command = [sys.executable, "ppo.py", *flags, str(seed), *entry.get("flags", "").split()]
-        env = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
-        path = Path(folder, re.search(r"into (runs/\S+)", done.stdout)[1])
-        events = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
-        tags = events.Tags()["scalars"]
-        row = {"break": entry["name"], "seed": seed}
-        row["stopped"] = "".join(re.findall(r"^error: (.*?);", done.stderr, re.MULTILINE))
-        if "losses/value_loss" in tags:
-            returns = [event.value for event in events.Scalars("charts/episodic_return")]
-            row["return"] = np.mean(returns[-100:])
-            for column, tag in SHOWN.items():
-                numbers = [event.value for event in events.Scalars(tag)]
-                row[column] = np.mean(numbers[len(numbers) // 2 :])
-        return row
-
-
-def symptoms(jobs: int) -> None:
-    entries = tomllib.loads((ROOT / "docs" / "symptoms.toml").read_text())["break"]
-    path, lock = RESULTS / "symptoms.csv", Lock()
-    have = {(row["break"], int(row["seed"])) for row in rows_of(path)}
-
-    def one(job: tuple[dict, int]) -> None:
-        row = symptom(*job)
-        with lock:
-            append(path, ["break", "seed", "return", *SHOWN, "stopped"], [row])
-            print(row, flush=True)
-
-    todo = [(e, seed) for seed in (1, 2, 3) for e in entries if (e["name"], seed) not in have]
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(one, todo))
-
-
-def symptom_table() -> str:
-    """What was broken and what the log showed, means over seeds, as a Markdown table."""
-    head = ["broken", "return, lowest and highest seed", *SHOWN]
-    lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
-    rows = defaultdict(list)
-    for row in rows_of(RESULTS / "symptoms.csv"):
-        rows[row["break"]].append(row)
-    for name, runs in rows.items():
-        if stopped := [run["stopped"] for run in runs if run["stopped"]]:
-            cells = [f"stopped: {stopped[0]}", *[""] * len(SHOWN)]
-        else:
-            returns = [float(run["return"]) for run in runs]
-            cells = [f"{min(returns):.0f} to {max(returns):.0f}"]
-            for column in SHOWN:
-                mean = np.mean([float(run[column]) for run in runs])
-                cells.append(f"{mean:.2g}" if abs(mean) < 100 else f"{mean:,.0f}")
-        lines.append("| " + " | ".join([name, *cells]) + " |")
-    return "\n".join(lines)
-
-
 def interval(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """95% bootstrap interval of the mean over the first axis (seeds), 2,000 resamples."""
     rng = np.random.default_rng(0)
@@ -388,12 +310,10 @@ def draw(name: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("name", choices=[*EXPERIMENTS, "symptoms"])
+    parser.add_argument("name", choices=EXPERIMENTS)
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
     parser.add_argument("--adopt", type=Path, metavar="RUN", help="take this run folder instead")
     arguments = parser.parse_args()
-    if arguments.name == "symptoms":
-        sys.exit(symptoms(arguments.jobs))
     if arguments.adopt:
         adopt(arguments.name, arguments.adopt)
     else:
