@@ -1,8 +1,8 @@
-"""Write each script as a page with its explanations beside it: python docs/annotate.py
+"""A script as a page with its explanations beside it; docs/book.py writes them into the site.
 
-Makes site/source/SCRIPT.html: the whole script with line numbers on one side and, beside each
-marker, what the detail is and why, from its section in docs/*.md, with a link to it. The pages need
-no server and no network. On a narrow screen an explanation stands above its lines.
+The whole script stands with line numbers on one side and, beside each marker, what the detail is
+and why, from its section in docs/*.md, with a link to it. On a narrow screen an explanation stands
+above its lines.
 """
 
 import html
@@ -17,7 +17,6 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-SITE = build.ROOT / "site" / "source"
 MATH = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$", re.DOTALL)
 STYLE = """
 :root { color-scheme: light dark; --page: #fff; --ink: #1a1a1a; --faint: #6b6b6b; --line: #ddd;
@@ -40,22 +39,21 @@ header, nav { padding: .6rem 1rem; } h1 { margin: 0; font-size: 1.3rem; } a { co
 """
 
 
+def mathml(latex: str, block: bool) -> str:
+    """A formula as MathML, which browsers draw by themselves."""
+    return latex2mathml.converter.convert(latex.strip(), display="block" if block else "inline")
+
+
 def formulas(text: str) -> str:
-    """$...$ and $$...$$ as MathML, which browsers draw by themselves."""
-
-    def convert(match: re.Match) -> str:
-        block, inline = match.groups()
-        display = "block" if block else "inline"
-        return latex2mathml.converter.convert((block or inline).strip(), display=display)
-
-    return MATH.sub(convert, text)
+    """Markdown with its $...$ and $$...$$ as MathML."""
+    return MATH.sub(lambda match: mathml(match[1] or match[2], block=bool(match[1])), text)
 
 
 def summary(name: str) -> tuple[str, str]:
-    """The page of a detail's section, and its What and Why as HTML."""
+    """The file of a detail's section, and its What and Why as HTML."""
     detail = build.registry()[name]
-    page = build.page(detail["scripts"][0], name).removeprefix("docs/").split("#")[0]
-    text = (build.ROOT / "docs" / page).read_text()
+    page = build.page(detail["scripts"][0], name).split("#")[0]
+    text = (build.ROOT / page).read_text()
     section = build.PART.sub("", text.split(f'<a id="{name}"></a>')[1].split("<a id=")[0])
     until = r"(?=\n\*\*(?:Source|Mistakes|Remove))"
     said = re.search(rf"\*\*What\.\*\*.*?{until}", section, re.DOTALL).group()
@@ -67,7 +65,7 @@ def note(name: str, site: dict) -> str:
     page, body = summary(name)
     title = f"{name} {html.escape(site['title'])}"
     count = f" ({site['site']} of {site['sites']})" if site["sites"] > 1 else ""
-    link = f'<a href="../../docs/{page}#{name}">{title}</a>{count}'
+    link = f'<a href="../{Path(page).stem}.html#{name}">{title}</a>{count}'
     body = body if site["site"] == 1 else ""  # said once; other sites point to it
     return f'<div class="note" data-detail="{name}"><h2>{link}</h2>{body}</div>'
 
@@ -101,20 +99,11 @@ def page(script: str) -> str:
         )
     light, dark = (HtmlFormatter(style=s).get_style_defs("pre") for s in ("xcode", "github-dark"))
     style = f"{STYLE}{light}\n@media (prefers-color-scheme: dark) {{ {dark} }}"
-    others = " · ".join(f'<a href="{Path(s).stem}.html">{s}</a>' for s in build.scripts())
+    others = [f'<a href="{Path(other).stem}.html">{other}</a>' for other in build.scripts()]
+    ways = " · ".join(['<a href="../index.html">The book</a>', *others])
+    title = f"{script}, annotated" if sites else script
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{script}, annotated</title>'
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{style}</style>'
-        f"<header><h1>{script}, annotated</h1></header><nav>{others}</nav>{''.join(rows)}</html>\n"
+        f"<header><h1>{title}</h1></header><nav>{ways}</nav>{''.join(rows)}</html>\n"
     )
-
-
-def main() -> None:
-    SITE.mkdir(parents=True, exist_ok=True)
-    for script in build.scripts():
-        (SITE / f"{Path(script).stem}.html").write_text(page(script))
-        print(SITE / f"{Path(script).stem}.html")
-
-
-if __name__ == "__main__":
-    main()

@@ -52,33 +52,56 @@ TAXI = (
     "--total-timesteps 500000 --num-envs 16 --num-steps 128 --num-minibatches 4 --update-epochs 4"
     " --learning-rate 0.001 --ent-coef 0.01"
 )
+MUJOCO = "HalfCheetah-v4 Walker2d-v4 Hopper-v4 InvertedPendulum-v4 Pusher-v5 Humanoid-v4".split()
 EXPERIMENTS = {
-    # CartPole and Acrobot with the defaults, and with time limits treated as deaths.
+    # Classic control with the defaults, and with time limits treated as deaths.
     "classic": Experiment(
         variants={
             "CartPole-v1": "ppo.py --env-id CartPole-v1",
             "CartPole-v1 no bootstrap": "ppo.py --env-id CartPole-v1 --no-bootstrap-truncation",
             "Acrobot-v1": "ppo.py --env-id Acrobot-v1",
             "Acrobot-v1 no bootstrap": "ppo.py --env-id Acrobot-v1 --no-bootstrap-truncation",
+            "MountainCar-v0": "ppo.py --env-id MountainCar-v0",
         },
         seeds=range(1, 11),
         figures={
             "CartPole-v1": ["CartPole-v1", "CartPole-v1 no bootstrap"],
             "Acrobot-v1": ["Acrobot-v1", "Acrobot-v1 no bootstrap"],
+            "MountainCar-v0": ["MountainCar-v0"],
         },
         # 500,000 steps, 3 seeds: docs/benchmark/ppo.md and docs/rl-algorithms/ppo.md of CleanRL.
         published={
             "CartPole-v1": {"CleanRL": "490.04 ± 6.12", "openai/baselines": "497.54 ± 4.02"},
             "Acrobot-v1": {"CleanRL": "-86.36 ± 1.32", "openai/baselines": "-81.82 ± 5.58"},
+            "MountainCar-v0": {"CleanRL": "-200.00 ± 0.00", "openai/baselines": "-200.00 ± 0.00"},
         },
     ),
-    # MuJoCo with the defaults; Pendulum with them, with settings made for it, and as if its time
-    # limit were a death.
-    "continuous": Experiment(
+    # MuJoCo with the defaults, and with time limits treated as deaths. Pusher-v4 needs mujoco < 3.
+    "mujoco": Experiment(
         variants={
-            "HalfCheetah-v4": "ppo_continuous.py --env-id HalfCheetah-v4",
-            "Walker2d-v4": "ppo_continuous.py --env-id Walker2d-v4",
-            "Hopper-v4": "ppo_continuous.py --env-id Hopper-v4",
+            **{env: f"ppo_continuous.py --env-id {env}" for env in MUJOCO},
+            **{
+                f"{env} no bootstrap": f"ppo_continuous.py --env-id {env} --no-bootstrap-truncation"
+                for env in MUJOCO[:3]
+            },
+        },
+        seeds=range(1, 6),
+        figures={
+            env: [env, f"{env} no bootstrap"][: 2 if i < 3 else 1] for i, env in enumerate(MUJOCO)
+        },
+        # 1,000,000 steps, 3 seeds: docs/benchmark/ppo_continuous_action.md of CleanRL.
+        published={
+            "HalfCheetah-v4": {"CleanRL": "1442.64 ± 46.03"},
+            "Walker2d-v4": {"CleanRL": "2287.95 ± 571.78"},
+            "Hopper-v4": {"CleanRL": "2382.86 ± 271.74"},
+            "InvertedPendulum-v4": {"CleanRL": "963.09 ± 22.20"},
+            "Pusher-v5": {"CleanRL": "-40.38 ± 7.15 (v4)"},
+            "Humanoid-v4": {"CleanRL": "716.11 ± 49.08"},
+        },
+    ),
+    # Pendulum with settings made for it, with the defaults, and as if its time limit were a death.
+    "pendulum": Experiment(
+        variants={
             "Pendulum-v1": "ppo_continuous.py --env-id Pendulum-v1 --total-timesteps 400000"
             " --num-envs 4 --num-steps 512 --gamma 0.95 --learning-rate 0.001 --eval-episodes 100",
             "Pendulum-v1, defaults": "ppo_continuous.py --env-id Pendulum-v1"
@@ -87,13 +110,8 @@ EXPERIMENTS = {
             " --total-timesteps 400000 --eval-episodes 100 --no-bootstrap-truncation",
         },
         seeds=range(1, 4),
-        figures={name: [name] for name in ("HalfCheetah-v4", "Walker2d-v4", "Hopper-v4")},
-        # 1,000,000 steps, 3 seeds: docs/benchmark/ppo_continuous_action.md of CleanRL.
-        published={
-            "HalfCheetah-v4": {"CleanRL": "1442.64 ± 46.03"},
-            "Walker2d-v4": {"CleanRL": "2287.95 ± 571.78"},
-            "Hopper-v4": {"CleanRL": "2382.86 ± 271.74"},
-        },
+        figures={},
+        published={},
     ),
     # CartPole without its velocities: what memory is for.
     "memory": Experiment(

@@ -85,8 +85,8 @@ def test_annotated_source(script):
         first = int(re.search(r'id="L(\d+)"', row)[1])
         for name in re.findall(r'data-detail="([\w-]+)"', row):
             beside.setdefault(name, []).append(first)
-        for target, anchor in re.findall(r'href="\.\./\.\./(docs/[\w.]+)#([\w-]+)"', row):
-            assert f'<a id="{anchor}"></a>' in (ROOT / target).read_text()
+        for target, anchor in re.findall(r'href="\.\./(\w+)\.html#([\w-]+)"', row):
+            assert f'<a id="{anchor}"></a>' in (ROOT / "docs" / f"{target}.md").read_text()
     sites = build.markers((ROOT / script).read_text())
     assert beside == {name: [site["first"] for site in found] for name, found in sites.items()}
     notes = re.sub(r"<pre>.*?</pre>", "", page, flags=re.DOTALL)

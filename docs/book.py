@@ -1,0 +1,88 @@
+"""Write the book as a static site: python docs/book.py
+
+Makes site/html/index.html and all that it links to, from README.md, docs/*.md and the scripts. It
+needs no server and no network: open it from disk. Formulas become MathML, which browsers draw by
+themselves; a link to a script leads to its annotated source, a link to another file to a copy.
+"""
+
+import html
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import annotate
+import build
+
+SITE = build.ROOT / "site"
+LINK = re.compile(r"(?<=\]\()(?!http|#)([^)\s#]+)(?:#([\w-]+))?(?=\))")
+EXCERPT = re.compile(
+    r"(\[\w+\.py:(\d+)-\d+\]\([^)]*\)\n\n```python)"
+)  # its link says where it begins
+MATH = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]\s*</\1>', re.DOTALL)
+
+
+def staged(path: Path, text: str) -> tuple[str, set[Path]]:
+    """A page's text as the site needs it, and the files of the project that it links to."""
+    files = set()
+
+    def retarget(match: re.Match) -> str:
+        name, anchor = match.groups()
+        target = (path.parent / name).resolve().relative_to(build.ROOT)
+        hash_ = f"#{anchor.split('-L')[0]}" if anchor else ""  # a span of lines: its first
+        if target.suffix == ".md":
+            if target == Path("README.md"):
+                return f"map.md{hash_}"
+            return ("index" if target.stem == "README" else target.stem) + f".md{hash_}"
+        if target.suffix == ".py":
+            files.add(target)
+            return f"source/{target.stem}.html{hash_}"
+        files.add(target)
+        return f"files/{target}"
+
+    text = EXCERPT.sub(r'\1 linenums="\2"', text)
+    return LINK.sub(retarget, text), files
+
+
+def pages() -> dict[str, tuple[Path, str]]:
+    """Name on the site -> the file that it is made from, and its text."""
+    readme = (build.ROOT / "README.md").read_text()
+    found = {"map": (build.ROOT / "README.md", "# The map" + readme.partition("## The map")[2])}
+    for path in sorted((build.ROOT / "docs").glob("*.md")):
+        found["index" if path.stem == "README" else path.stem] = path, path.read_text()
+    return found
+
+
+def formula(match: re.Match) -> str:
+    """What Zensical leaves of a formula, as MathML."""
+    return annotate.mathml(html.unescape(match[2]), block=match[1] == "div")
+
+
+def main(site: Path = SITE) -> None:
+    shutil.rmtree(site, ignore_errors=True)
+    stage, linked = site / "pages", set()
+    (stage / "source").mkdir(parents=True)
+    for name, (path, text) in pages().items():
+        text, files = staged(path, text)
+        (stage / f"{name}.md").write_text(text)
+        linked |= files
+    for target in linked:
+        if target.suffix == ".py":
+            (stage / "source" / f"{target.stem}.html").write_text(annotate.page(str(target)))
+        else:
+            (stage / "files" / target).parent.mkdir(parents=True, exist_ok=True)
+            if (build.ROOT / target).is_dir():
+                shutil.copytree(build.ROOT / target, stage / "files" / target, dirs_exist_ok=True)
+            else:
+                shutil.copy(build.ROOT / target, stage / "files" / target)
+    for name in ("zensical.toml", "book.css", "iframe-worker.js"):
+        shutil.copy(build.ROOT / "docs" / "site" / name, site if name.endswith("toml") else stage)
+    command = [sys.executable, "-m", "zensical", "build", "--strict", "-f", "zensical.toml"]
+    subprocess.run(command, cwd=site, check=True)
+    for path in (site / "html").glob("*.html"):
+        path.write_text(MATH.sub(formula, path.read_text()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""The static site: every link leads somewhere, nothing needs a network, and a browser shows it."""
+
+import json
+import re
+import shutil
+import subprocess
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+from harness import build
+
+import book  # isort: skip
+
+BROWSER = next(filter(shutil.which, ["chromium", "chromium-browser", "google-chrome"]), None)
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on this machine")
+WIDE, PHONE = 1500, 420
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("book")
+    book.main(path)
+    return path / "html"
+
+
+class Page(HTMLParser):
+    """The ids of a page, where its links lead, and what it loads by itself."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.ids, self.links, self.loads = set(), [], []
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.ids |= {found[key] for key in ("id", "name") if found.get(key)}
+        if tag == "a" and found.get("href"):
+            self.links.append(found["href"])
+        elif tag == "link" and found.get("rel") not in ("prev", "next", "canonical"):
+            self.loads.append(found["href"])
+        elif found.get("src"):
+            self.loads.append(found["src"])
+
+
+def test_links_lead_somewhere_and_nothing_comes_from_the_network(site):
+    pages = {path: Page(path) for path in site.rglob("*.html") if path.name != "404.html"}
+    assert len(pages) > len(book.pages()) + len(build.scripts())
+    for path, page in pages.items():
+        for target in page.loads:
+            assert not re.match(r"(https?:)?//", target), f"{path.name} loads {target}"
+            assert (path.parent / unquote(target)).exists(), f"{path.name} loads {target}"
+        for target in page.links:
+            if re.match(r"https?:|mailto:", target):
+                continue
+            name, _, anchor = unquote(target).partition("#")
+            there = (path.parent / name).resolve() if name else path
+            assert there.exists(), f"{path.name} links to {target}"
+            if anchor and not anchor.startswith("__"):
+                assert anchor in pages[there].ids, f"{path.name} links to {target}"
+
+
+def test_every_script_and_every_page_is_in_the_navigation(site):
+    links = set(Page(site / "index.html").links)
+    names = set(book.pages()) - {"index"} | {f"source/{s[:-3]}" for s in build.scripts()}
+    assert not {f"{name}.html" for name in names} - {link.removeprefix("./") for link in links}
+
+
+def test_formulas(site):
+    """Every formula of a page is there as MathML, with its LaTeX nowhere left."""
+    for name, (_, text) in book.pages().items():
+        plain = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+        formulas = len(book.annotate.MATH.findall(plain))
+        written = (site / f"{name}.html").read_text()
+        assert written.count("<math") == formulas, name
+        assert "arithmatex" not in written and r"\(" not in unescape(written.split("</main>")[0])
+
+
+def test_excerpts_count_lines_as_their_script_does(site):
+    text = (site / "ppo.html").read_text()
+    linked = re.findall(r">ppo\.py:(\d+)-\d+</a></p>", text)
+    block = r'>ppo\.py:(\d+)-\d+</a></p>\s*<div[^>]*>.*?<span class="normal">\s*(\d+)<'
+    shown = re.findall(block, text, re.DOTALL)
+    assert len(shown) == len(linked) == len(set(linked)) >= 20
+    assert all(said == first for said, first in shown)
+
+
+def look(page: Path, script: str, width: int):
+    """What a script returns, as JSON, that runs in a page once it is loaded."""
+    probe = page.with_name(f"probe-{width}-{page.name}")
+    code = f"(async () => {{ {script} }})().then(it => document.title = JSON.stringify(it))"
+    probe.write_text(page.read_text().replace("</html>", f"<script>{code}</script></html>"))
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+    command += [f"--window-size={width},1000", "--virtual-time-budget=10000", "--dump-dom"]
+    done = subprocess.run([*command, probe.as_uri()], capture_output=True, text=True, timeout=120)
+    probe.unlink()
+    return json.loads(unescape(re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)[1]))
+
+
+@needs_browser
+@pytest.mark.parametrize("script", build.scripts())
+def test_explanations_stand_beside_their_lines(site, script):
+    rows = """return [...document.querySelectorAll(".note")].map(note => {
+        const line = note.closest(".row").querySelector(".line");
+        const parts = [note, line, note.closest(".row").querySelector(".code")];
+        const [a, b, column] = parts.map(part => part.getBoundingClientRect());
+        return {name: note.dataset.detail, line: +line.id.slice(1),
+                text: line.innerText, box: [a.left, a.top, a.bottom], code: [column.right, b.top]};
+    })"""
+    page = site / "source" / f"{Path(script).stem}.html"
+    source = (build.ROOT / script).read_text()
+    sites = {(name, s["first"]) for name, found in build.markers(source).items() for s in found}
+    for width in (WIDE, PHONE):
+        notes = look(page, rows, width)
+        assert {(note["name"], note["line"]) for note in notes} == sites
+        first = {}  # several notes may stand beside one line, one below the other
+        for note in notes:
+            first.setdefault(note["line"], note)
+            assert source.splitlines()[note["line"] - 1].strip() in note["text"]
+        for note in first.values():
+            (left, top, bottom), (right, line) = note["box"], note["code"]
+            if width == WIDE:
+                assert left >= right and abs(top - line) < 20
+            else:
+                assert left < 30 and bottom <= line
+
+
+@needs_browser
+def test_a_phone_shows_every_page_without_scrolling_sideways(site):
+    for page in sorted(site.glob("*.html")):
+        if page.name != "404.html":
+            wide = "return [document.documentElement.scrollWidth, innerWidth]"
+            width, room = look(page, wide, PHONE)
+            assert width <= room <= PHONE + 80, page.name
+
+
+@needs_browser
+def test_formulas_are_drawn(site):
+    boxes = """return [...document.querySelectorAll("math")].map(formula => {
+        const box = formula.getBoundingClientRect();
+        return [box.width, box.height, formula.textContent.length];
+    })"""
+    drawn = look(site / "ppo.html", boxes, WIDE)
+    assert len(drawn) > 20
+    assert all(width > 3 and 5 < height < 200 for width, height, _ in drawn)
+
+
+@needs_browser
+def test_the_search_finds_from_disk(site):
+    """No server: the page is opened as a file."""
+    search = """const wait = ms => new Promise(done => setTimeout(done, ms));
+        await wait(1000);
+        document.querySelector(".md-search__button, [data-md-component=search] button").click();
+        await wait(1000);
+        const roots = [document, ...[...document.querySelectorAll("*")].map(e => e.shadowRoot)];
+        const fields = roots.filter(Boolean).flatMap(r => [...r.querySelectorAll("input")]);
+        const field = fields.find(f => f.placeholder || f.type == "search" || f.type == "text");
+        const set = Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, "value").set;
+        set.call(field, "advantage normalization");
+        field.dispatchEvent(new Event("input", {bubbles: true, composed: true}));
+        await wait(2000);
+        return field.getRootNode().textContent"""
+    found = look(site / "index.html", search, WIDE)
+    assert "core-07" in found and "Loading search" not in found
