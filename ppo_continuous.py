@@ -455,8 +455,8 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
                 next_obs[t] = agent.normalize(next_obs[t]) if done.any() else current_obs
 
                 # [continuous-08 4/4] Reward scaling
-                # By the spread of discounted returns: values are of size 1. The mean stays; without
-                # it other actions would be best. Source: common/vec_env/vec_normalize.py#L28-L33.
+                # By the spread of discounted returns, so that values are of size 1. Subtracting the
+                # mean would change the task. Source: common/vec_env/vec_normalize.py#L28-L33.
                 # DEVIATION: --gamma, where the official code has 0.99 whatever its gamma is.
                 discounted_return = args.gamma * discounted_return + rewards[t]
                 agent.return_stats.update(discounted_return)

@@ -9,6 +9,9 @@ A generated part stands between two comments, `<!-- begin KIND ARGUMENT -->` and
     source ID            the registry's sources and evidence
     scores NAME          an experiment's scores beside published ones
     results NAME COLUMN  an experiment's scores, every seed, and the means of more columns
+    settings SCRIPT      the PPO flags of a script, with their defaults
+    milestones NAME ...  an experiment's returns on the way, at some hundredths of a variant's run
+    symptoms GROUP       what the log of ppo.py showed, broken in each way of a group
 
 Sources are docs/details.toml (the registry) and the markers in the scripts. With --check nothing is
 written, and the exit code is 1 if a part is not what it should be.
@@ -101,6 +104,12 @@ def lines_link(script: str, site: dict, base: str) -> str:
     return f"[{script}:{span}]({base}{script}#L{site['first']}-L{site['last']})"
 
 
+def test_link(name: str, base: str) -> str:
+    tests = ast.parse((ROOT / "tests" / "test_details.py").read_text()).body
+    (test,) = (node for node in tests if getattr(node, "name", None) == name)
+    return f"[{name}]({base}tests/test_details.py#L{test.lineno}-L{test.end_lineno})"
+
+
 def page(script: str, name: str) -> str:
     return f"docs/{script.removesuffix('.py')}.md#{name}"
 
@@ -108,23 +117,31 @@ def page(script: str, name: str) -> str:
 def build_map() -> str:
     """The README's table: every detail, its lines, its section, its test."""
     found = {script: markers((ROOT / script).read_text()) for script in scripts()}
-    rows = ["| | detail | lines | explained | test |", "| --- | --- | --- | --- | --- |"]
+    rows = ["| | detail, with its section | lines | test |", "| --- | --- | --- | --- |"]
     for name, detail in registry().items():
-        places = [
-            lines_link(script, site, "")
-            for script in detail["scripts"]
-            for site in found[script][name]
-        ]
-        section = f"[why and how]({page(detail['scripts'][0], name)})"
-        test = f"[{detail['test']}](tests/test_details.py)"
-        rows.append(f"| {name} | {detail['title']} | {'<br>'.join(places)} | {section} | {test} |")
+        places = []
+        for script in detail["scripts"]:
+            first, *others = (lines_link(script, site, "") for site in found[script][name])
+            others = [re.sub(r"\[.*:", "[", other) for other in others]  # the script is named once
+            places.append(", ".join([first, *others]))
+        section = f"[{detail['title']}]({page(detail['scripts'][0], name)})"
+        test = test_link(detail["test"], "")
+        rows.append(f"| {name} | {section} | {'<br>'.join(places)} | {test} |")
     return "\n".join(rows)
 
 
 def build_code(script: str, name: str) -> str:
-    """What the detail's markers govern, without their comments' repetition of the page."""
+    """What the detail's markers govern; lines that an earlier section shows are linked only."""
     source, parts = (ROOT / script).read_text(), []
-    for site in markers(source)[name]:
+    found = markers(source)
+    ids = [n for n in registry() if n in found and registry()[n]["scripts"][0] == script]
+    earlier = ids[: ids.index(name)] if name in ids else []
+    for site in found[name]:
+        shown = [n for n in earlier if any(s["last"] == site["last"] for s in found[n])]
+        if shown:
+            link = lines_link(script, site, "../")
+            parts.append(f"{link}: the lines shown under [{shown[0]}](#{shown[0]}).")
+            continue
         lines = source.splitlines()[site["first"] - 1 : site["last"]]
         margin = len(lines[0]) - len(lines[0].lstrip())
         block = "\n".join(line[margin:] for line in lines)
@@ -137,8 +154,8 @@ def build_removal(script: str, name: str) -> str:
     edited = without(source, registry()[name], script)
     diff = difflib.unified_diff(source.splitlines(), edited.splitlines(), n=1, lineterm="")
     body = "\n".join(line for line in list(diff)[2:] if not line.startswith("@@"))
-    test = registry()[name]["test"]
-    return f"```diff\n{body}\n```\n\nNoticed by [{test}](../tests/test_details.py)."
+    test = test_link(registry()[name]["test"], "../")
+    return f"```diff\n{body}\n```\n\nNoticed by {test}."
 
 
 def build_diff(script: str) -> str:
@@ -166,6 +183,29 @@ def build_results(name: str, *columns: str) -> str:
     return experiments.summary(name, *columns)
 
 
+def build_settings(script: str) -> str:
+    lines = ["| flag | default | |", "| --- | --- | --- |"]
+    fields = (ROOT / script).read_text().partition("    num_envs: ")[2].partition("    eval_ep")[0]
+    for name, default, said in re.findall(
+        r"^ *(\w+): .*? = (\S+)  # (.+)$", "num_envs: " + fields, re.MULTILINE
+    ):
+        flag = "--" + name.replace("_", "-")
+        lines.append(f"| `{flag}` | {default.replace('_', ',')} | {said} |")
+    return "\n".join(lines)
+
+
+def build_milestones(name: str, variant: str, *shares: str) -> str:
+    import experiments
+
+    return experiments.milestones(name, variant, [int(share) for share in shares])
+
+
+def build_symptoms(group: str) -> str:
+    import experiments
+
+    return experiments.symptoms(group)
+
+
 BUILDERS = {
     "map": build_map,
     "code": build_code,
@@ -174,6 +214,9 @@ BUILDERS = {
     "source": build_source,
     "scores": build_scores,
     "results": build_results,
+    "settings": build_settings,
+    "milestones": build_milestones,
+    "symptoms": build_symptoms,
 }
 
 

@@ -17,9 +17,10 @@ import re
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 
@@ -35,7 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS, FIGURES = ROOT / "docs" / "results", ROOT / "docs" / "figures"
 BINS = 100
 ROW = ["variant", "seed", "score", "spread", "sampled", "greedy"]
-ROW += ["explained_variance", "value_loss"]
+LOGGED = {name: f"losses/{name}" for name in ("explained_variance", "value_loss")}
 CURVE = ["variant", "seed", "step", "return"]
 COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00"]  # Okabe and Ito's, for all eyes
 
@@ -46,6 +47,10 @@ class Experiment:
     seeds: range
     figures: dict[str, list[str]]  # name -> variants in it
     published: dict[str, dict[str, str]]  # variant -> implementation -> score
+    edits: dict[str, list[list[str]]] = field(default_factory=dict)  # variant -> [find, replace]s
+    logged: dict[str, str] = field(default_factory=lambda: LOGGED)  # column -> tag, its mean
+    since: float = 0.9  # over the run from here on
+    may_stop: bool = False  # a run that stops by itself is a result, too
 
 
 TAXI = (
@@ -53,6 +58,8 @@ TAXI = (
     " --learning-rate 0.001 --ent-coef 0.01"
 )
 MUJOCO = "HalfCheetah-v4 Walker2d-v4 Hopper-v4 InvertedPendulum-v4 Pusher-v5 Humanoid-v4".split()
+BREAKS = tomllib.loads((ROOT / "docs" / "symptoms.toml").read_text())["break"]
+ACROBOT = "ppo.py --env-id Acrobot-v1 --total-timesteps 150016 --eval-episodes 0 "
 EXPERIMENTS = {
     # Classic control with the defaults, and with time limits treated as deaths.
     "classic": Experiment(
@@ -110,7 +117,9 @@ EXPERIMENTS = {
             " --total-timesteps 400000 --eval-episodes 100 --no-bootstrap-truncation",
         },
         seeds=range(1, 4),
-        figures={},
+        figures={
+            "Pendulum-v1": ["Pendulum-v1, defaults", "Pendulum-v1, defaults, no bootstrap"],
+        },
         published={},
     ),
     # CartPole without its velocities: what memory is for.
@@ -151,34 +160,62 @@ EXPERIMENTS = {
         figures={"PongNoFrameskip-v4": ["PongNoFrameskip-v4"]},
         published={},
     ),
+    # ppo.py, broken in each of the ways of docs/symptoms.toml.
+    "symptoms": Experiment(
+        variants={entry["name"]: ACROBOT + entry.get("flags", "") for entry in BREAKS},
+        seeds=range(1, 4),
+        figures={},
+        published={},
+        edits={entry["name"]: entry.get("edit", []) for entry in BREAKS},
+        logged={
+            "KL": "losses/approx_kl",
+            "clip fraction": "losses/clipfrac",
+            "entropy": "losses/entropy",
+            "explained variance": "losses/explained_variance",
+            "value loss": "losses/value_loss",
+            "gradient norm": "losses/grad_norm",
+        },
+        since=0.5,
+        may_stop=True,
+    ),
 }
 
 
-def run(command: str, seed: int) -> tuple[dict, list[dict]]:
+def run(experiment: Experiment, variant: str, seed: int) -> tuple[dict, list[dict]]:
     """Train once, in a folder of its own: a row of results and the rows of its curve."""
     with tempfile.TemporaryDirectory() as folder:
-        script, *flags = command.split()
+        script, *flags = experiment.variants[variant].split()
+        source = (ROOT / script).read_text()
+        for find, replace in experiment.edits.get(variant, []):
+            if source.count(find) != 1:
+                raise ValueError(f"{variant}: {source.count(find)} times in {script}: {find!r}")
+            source = source.replace(find, replace)
+        Path(folder, script).write_text(source)
         done = subprocess.run(
-            [sys.executable, ROOT / script, *flags, "--seed", str(seed)],
+            [sys.executable, script, *flags, "--seed", str(seed)],
             cwd=folder,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
         )
+        stopped = re.search(r"^error: (.*?); the last good", done.stderr, re.MULTILINE)
+        if stopped and experiment.may_stop:
+            return {"stopped": stopped[1]}, []
         if done.returncode:
-            raise RuntimeError(f"{command} --seed {seed} failed:\n{done.stderr}")
-        return collect(Path(folder, re.search(r"into (runs/\S+)", done.stdout)[1]), done.stdout)
+            raise RuntimeError(f"{variant}, seed {seed} failed:\n{done.stderr}")
+        path = Path(folder, re.search(r"into (runs/\S+)", done.stdout)[1])
+        return collect(experiment, path, done.stdout)
 
 
-def collect(path: Path, printed: str) -> tuple[dict, list[dict]]:
+def collect(experiment: Experiment, path: Path, printed: str) -> tuple[dict, list[dict]]:
     """The row and the curve of a run folder; `printed`: what an evaluation of it said."""
     checkpoint = torch.load(path / "checkpoint.pt", weights_only=True)
     events = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
     games = {m: float(v) for m, v in re.findall(r"(\w+): return (\S+) \+-", printed)}
-    last = {}  # means over the last tenth of the run
-    for tag in ("explained_variance", "value_loss"):
-        numbers = [event.value for event in events.Scalars(f"losses/{tag}")]
-        last[tag] = np.mean(numbers[-len(numbers) // 10 :])
+    last = {}
+    for column, tag in experiment.logged.items():
+        numbers = [event.value for event in events.Scalars(tag)]
+        last[column] = np.mean(numbers[int(len(numbers) * experiment.since) :])
     returns = checkpoint["returns"]  # of the last 100 training episodes
     row = {"score": np.mean(returns), "spread": np.std(returns), **games, **last}
     total = events.Scalars("losses/value_loss")[-1].step
@@ -211,6 +248,7 @@ def measure(name: str, jobs: int) -> None:
     table, curves = RESULTS / f"{name}.csv", RESULTS / f"{name}-curves.csv"
     experiment, lock = EXPERIMENTS[name], Lock()
     have = {(row["variant"], int(row["seed"])) for row in rows_of(table)}
+    header = [*ROW, *experiment.logged, *(["stopped"] if experiment.may_stop else [])]
     todo = [
         (variant, seed)
         for seed in experiment.seeds
@@ -220,14 +258,16 @@ def measure(name: str, jobs: int) -> None:
 
     def one(job: tuple[str, int]) -> None:
         variant, seed = job
-        row, curve = run(experiment.variants[variant], seed)
+        row, curve = run(experiment, variant, seed)
         with lock:
             key = {"variant": variant, "seed": seed}
-            append(curves, CURVE, [key | point for point in curve])
-            append(table, ROW, [key | row])
+            if experiment.figures:
+                append(curves, CURVE, [key | point for point in curve])
+            append(table, header, [key | row])
             have.add(job)
             total = len(experiment.variants) * len(experiment.seeds)
-            print(f"{len(have)} of {total}: {variant}, seed {seed}: {row['score']:.2f}", flush=True)
+            said = row.get("stopped") or f"{row['score']:.2f}"
+            print(f"{len(have)} of {total}: {variant}, seed {seed}: {said}", flush=True)
 
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(one, todo))
@@ -235,15 +275,16 @@ def measure(name: str, jobs: int) -> None:
 
 def adopt(name: str, path: Path) -> None:
     """Evaluate a run folder and take it into the tables."""
+    experiment = EXPERIMENTS[name]
     checkpoint = torch.load(path / "checkpoint.pt", weights_only=True)
     script, settings = checkpoint["script"], checkpoint["args"]
-    (variant,) = (v for v in EXPERIMENTS[name].variants if v == settings["env_id"])
+    (variant,) = (v for v in experiment.variants if v == settings["env_id"])
     command = [sys.executable, ROOT / f"{script}.py", "--evaluate", path]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    row, curve = collect(path, done.stdout)
+    row, curve = collect(experiment, path, done.stdout)
     key = {"variant": variant, "seed": settings["seed"]}
     append(RESULTS / f"{name}-curves.csv", CURVE, [key | point for point in curve])
-    append(RESULTS / f"{name}.csv", ROW, [key | row])
+    append(RESULTS / f"{name}.csv", [*ROW, *experiment.logged], [key | row])
 
 
 def interval(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -273,6 +314,39 @@ def summary(name: str, *columns: str) -> str:
         cells = [variant, f"{scores.mean():.2f}", f"{scores.std():.2f}", f"{low:.1f} to {high:.1f}"]
         cells += [", ".join(f"{score:.1f}" for score in scores), *means]
         lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def symptoms(group: str) -> str:
+    """What was broken and what the log showed, means over seeds, as a Markdown table."""
+    runs, columns = table("symptoms"), list(EXPERIMENTS["symptoms"].logged)
+    head = ["broken", "return, each seed", *columns, "look at"]
+    lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
+    for entry in BREAKS:
+        if entry["group"] == group:
+            rows = runs[entry["name"]]
+            if stopped := [row["stopped"] for row in rows if row["stopped"]]:
+                returns = f"`{stopped[0]}` ({len(stopped)} of {len(rows)} seeds)"
+                means = [""] * len(columns)
+            else:
+                returns = ", ".join(f"{float(row['score']):.0f}" for row in rows)
+                means = [np.mean([float(row[column]) for row in rows]) for column in columns]
+                means = [f"{mean:.2g}" if abs(mean) < 100 else f"{mean:,.0f}" for mean in means]
+            lines.append("| " + " | ".join([entry["name"], returns, *means, entry["look"]]) + " |")
+    return "\n".join(lines)
+
+
+def milestones(name: str, variant: str, shares: list[int]) -> str:
+    """Returns of a variant's episodes on the way, over all seeds, as a Markdown table."""
+    curves = defaultdict(list)
+    for row in rows_of(RESULTS / f"{name}-curves.csv"):
+        if row["variant"] == variant:
+            curves[int(row["step"])].append(float(row["return"]))
+    steps = [step for i, step in enumerate(sorted(curves), 1) if i in shares]
+    head = ["steps", *(f"{round(step, -3):,}" for step in steps)]
+    lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
+    for label, of in (("lowest seed", min), ("mean", np.mean), ("highest seed", max)):
+        lines.append("| " + " | ".join([label, *(f"{of(curves[s]):.0f}" for s in steps)]) + " |")
     return "\n".join(lines)
 
 
@@ -337,4 +411,5 @@ if __name__ == "__main__":
     else:
         measure(arguments.name, arguments.jobs)
     draw(arguments.name)
-    print(summary(arguments.name))
+    if not EXPERIMENTS[arguments.name].may_stop:
+        print(summary(arguments.name))
