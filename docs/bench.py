@@ -5,12 +5,16 @@ own, and compares them as ratios: the machine may be slower this minute than the
 is its steps beyond those of a short run, by the time it takes longer: starting up does not count.
 Stable-Baselines3 always takes part. --against adds any script that understands --env-id,
 --total-timesteps and --seed, such as CleanRL's. --variant adds the script itself with more flags,
-such as --variant=--bf16. --profile says instead where the time goes.
+such as --variant=--bf16. --profile says instead where the time goes, --floor how much of it no
+script could save: stepping one environment after the other, and the network's matrix products, each
+alone in a loop. --record does all three and keeps them in docs/results/speed.csv.
 """
 
 import argparse
+import csv
 import importlib
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -28,6 +32,8 @@ DEFAULT_ENV = {
     "ppo_lstm.py": "CartPole-v1",
     "ppo_multidiscrete.py": "Reacher-v5",
 }
+RESULTS = ROOT / "docs" / "results" / "speed.csv"
+HEADER = ["script", "environment", "kind", "name", "round", "value"]
 SHORT = dict.fromkeys(DEFAULT_ENV, 8_192) | {"ppo_atari.py": 2_048}  # steps
 
 
@@ -85,6 +91,7 @@ def seconds(command: list[str], steps: int, folder: str) -> float:
 
 
 def compare(script, env_id, steps: int, rounds: int, against: list[str], variants: list[str]):
+    """Steps per second of each contestant, by round."""
     flags, short = ["--env-id", env_id, "--seed", "1"], SHORT[script]
     contestants = {script: [str(ROOT / script), *flags, "--eval-episodes", "0"]}
     for variant in variants:
@@ -109,10 +116,124 @@ def compare(script, env_id, steps: int, rounds: int, against: list[str], variant
             f"{name}: {median(values):,.0f};"
             f" {script} is {median(ratios):.2f} times as fast {spread}"
         )
+    return speeds
 
 
-def profile(script: str, env_id: str, steps: int) -> None:
-    """Time inside the calls that make up an iteration, of a script in this process."""
+def floor(script: str, env_id: str) -> dict[str, float]:
+    """Microseconds per step of what every implementation has to do, each kind of it alone."""
+    sys.path.insert(0, str(ROOT))
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    ppo = importlib.import_module(script.removesuffix(".py"))
+    args, counts, examples = ppo.Args(env_id=env_id), defaultdict(int), {}
+    steps = args.num_envs * args.num_steps
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, inputs=(), named=None):
+            if re.search(r"::(mm|addmm|bmm|convolution|mkldnn_rnn)", function.name()):
+                shapes = [tuple(x.shape) if hasattr(x, "shape") else str(x) for x in inputs]
+                counts[function, str(shapes)] += 1
+                examples[function, str(shapes)] = inputs, named or {}
+            return function(*inputs, **(named or {}))
+
+    with tempfile.TemporaryDirectory() as folder, Products():
+        os.chdir(folder)
+        ppo.main(["--env-id", env_id, "--total-timesteps", str(steps), "--eval-episodes", "0"])
+    products = 0.0
+    with torch.no_grad():
+        for call, (inputs, named) in examples.items():
+            function, start, repeats = call[0], time.perf_counter(), 0
+            while time.perf_counter() - start < 0.2 or repeats < 3:
+                function(*inputs, **named)
+                repeats += 1
+            products += counts[call] * (time.perf_counter() - start) / repeats
+    env = ppo.make_env(args)
+    env.action_space.seed(0)
+    env.reset(seed=0)
+    played, start = 0, time.perf_counter()
+    while time.perf_counter() - start < 3:
+        _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+        if terminated or truncated:
+            env.reset()
+        played += 1
+    alone = (time.perf_counter() - start) / played
+    return {"environment": alone * 1e6, "matrix products": products / steps * 1e6}
+
+
+def record(script: str, env_id: str, rows: list[tuple]) -> None:
+    """Put rows (kind, name, round, value) of a script in the place of its old ones."""
+    kept = []
+    if RESULTS.exists():
+        with RESULTS.open() as file:
+            kept = [row for row in list(csv.reader(file))[1:] if row[0] != script]
+    with RESULTS.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(HEADER)
+        new = [(script, env_id, *row[:-1], f"{row[-1]:.4g}") for row in rows]
+        writer.writerows(sorted(kept + new, key=lambda row: list(DEFAULT_ENV).index(row[0])))
+
+
+def recorded(kind: str) -> dict[str, dict[str, list[float]]]:
+    """Script -> name -> values of one kind of row in docs/results/speed.csv."""
+    found = defaultdict(lambda: defaultdict(list))
+    with RESULTS.open() as file:
+        for row in csv.DictReader(file):
+            if row["kind"] == kind:
+                found[row["script"]][row["name"]].append(float(row["value"]))
+    return found
+
+
+def ratios(script: str) -> list[float]:
+    """How many times as fast as Stable-Baselines3, by round."""
+    speeds = recorded("speed")[script]
+    return [a / b for a, b in zip(speeds[script], speeds["Stable-Baselines3"], strict=True)]
+
+
+def speed_table() -> str:
+    head = ["script", "environment", "steps per second", "Stable-Baselines3", "times as fast"]
+    head += ["alone: environment", "alone: matrix products", "share of the time"]
+    lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
+    for script, speeds in recorded("speed").items():
+        ours, theirs = median(speeds[script]), median(speeds["Stable-Baselines3"])
+        all_ratios = ratios(script)
+        times = f"{median(all_ratios):.2f} ({min(all_ratios):.2f} to {max(all_ratios):.2f})"
+        alone = [micros for (micros,) in recorded("floor")[script].values()]
+        cells = [script, DEFAULT_ENV[script], f"{ours:,.0f}", f"{theirs:,.0f}", times]
+        cells += [*(f"{micros:,.0f} µs" for micros in alone), f"{sum(alone) * ours / 1e6:.0%}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def share_table() -> str:
+    shares = recorded("share")
+    parts = sorted({part for found in shares.values() for part in found})
+    parts.sort(key=lambda part: -max(found.get(part, [0])[0] for found in shares.values()))
+    lines = ["| | " + " | ".join(shares) + " |", "| --- " * (len(shares) + 1) + "|"]
+    for part in parts:
+        cells = [f"{found[part][0]:.0%}" if part in found else "" for found in shares.values()]
+        lines.append("| " + " | ".join([part, *cells]) + " |")
+    return "\n".join(lines)
+
+
+def draw() -> None:
+    """A bar for each script, how many times as fast as Stable-Baselines3; a dot for each round."""
+    import experiments  # which sets what all figures look like
+    from experiments import plt
+
+    experiments.style()
+    scripts = list(recorded("speed"))[::-1]
+    fig, axes = plt.subplots(figsize=(7, 2.8))
+    axes.barh(scripts, [median(ratios(script)) for script in scripts], color="#0072b2", height=0.6)
+    for script in scripts:
+        axes.plot(ratios(script), [script] * len(ratios(script)), ".", color="#e69f00")
+    axes.axvline(1, color="#808080", linestyle="--", linewidth=1)
+    axes.set(xlabel="times as fast as Stable-Baselines3 (dots: rounds)")
+    experiments.save(fig, "speed")
+
+
+def profile(script: str, env_id: str, steps: int) -> dict[str, float]:
+    """Shares of the time inside the calls that make up an iteration, of a script run here."""
     sys.path.insert(0, str(ROOT))
     import torch
 
@@ -176,8 +297,10 @@ def profile(script: str, env_id: str, steps: int) -> None:
     whole = time.perf_counter() - spent.pop("start")
     spent["update, forward pass and losses"] = spent.pop("network")
     spent["all else"] = whole - sum(spent.values())
-    for part, time_spent in sorted(spent.items(), key=lambda item: -item[1]):
-        print(f"{part}: {time_spent / whole:.0%}")
+    shares = sorted(((part, t / whole) for part, t in spent.items()), key=lambda item: -item[1])
+    for part, share in shares:
+        print(f"{part}: {share:.0%}")
+    return dict(shares)
 
 
 if __name__ == "__main__":
@@ -191,6 +314,8 @@ if __name__ == "__main__":
     parser.add_argument("--against", action="append", default=[], metavar="PATH")
     parser.add_argument("--variant", action="append", default=[], metavar="FLAGS")
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--floor", action="store_true")
+    parser.add_argument("--record", action="store_true")
     parser.add_argument("--stable-baselines3", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--total-timesteps", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=1, help=argparse.SUPPRESS)
@@ -200,5 +325,15 @@ if __name__ == "__main__":
         stable_baselines3(args.script, env_id, args.total_timesteps, args.seed)
     elif args.profile:
         profile(args.script, env_id, args.steps)
+    elif args.floor:
+        print(floor(args.script, env_id))
     else:
-        compare(args.script, env_id, args.steps, args.rounds, args.against, args.variant)
+        speeds = compare(args.script, env_id, args.steps, args.rounds, args.against, args.variant)
+        if args.record:
+            alone = floor(args.script, env_id)  # first: profile puts clocks everywhere
+            shares = profile(args.script, env_id, args.steps)
+            rows = [("speed", n, i, v) for n, vs in speeds.items() for i, v in enumerate(vs, 1)]
+            rows += [("floor", part, "", micros) for part, micros in alone.items()]
+            rows += [("share", part, "", share) for part, share in shares.items()]
+            record(args.script, env_id, rows)
+            draw()

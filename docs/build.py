@@ -11,6 +11,7 @@ A generated part stands between two comments, `<!-- begin KIND ARGUMENT -->` and
     results NAME COLUMN  an experiment's scores, every seed, and the means of more columns
     settings SCRIPT      the PPO flags of a script, with their defaults
     milestones NAME ...  an experiment's returns on the way, at some hundredths of a variant's run
+    speed, shares        what docs/bench.py --record measured
     symptoms GROUP       what the log of ppo.py showed, broken in each way of a group
 
 Sources are docs/details.toml (the registry) and the markers in the scripts. With --check nothing is
@@ -183,6 +184,18 @@ def build_results(name: str, *columns: str) -> str:
     return experiments.summary(name, *columns)
 
 
+def build_speed() -> str:
+    import bench
+
+    return bench.speed_table()
+
+
+def build_shares() -> str:
+    import bench
+
+    return bench.share_table()
+
+
 def build_settings(script: str) -> str:
     lines = ["| flag | default | |", "| --- | --- | --- |"]
     fields = (ROOT / script).read_text().partition("    num_envs: ")[2].partition("    eval_ep")[0]
@@ -214,6 +227,8 @@ BUILDERS = {
     "source": build_source,
     "scores": build_scores,
     "results": build_results,
+    "speed": build_speed,
+    "shares": build_shares,
     "settings": build_settings,
     "milestones": build_milestones,
     "symptoms": build_symptoms,
