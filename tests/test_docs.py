@@ -53,6 +53,23 @@ def test_links_inside_the_project(page):
             assert anchor in slugs or f'<a id="{anchor}"></a>' in there, target
 
 
+@pytest.mark.parametrize("script", build.scripts())
+def test_references_inside_scripts(script):
+    """Pages that a script names exist, and lines of the official code are those of the registry."""
+    text = re.sub(r"\n *# ?", " ", (ROOT / script).read_text())  # comments in one line each
+    assert all((ROOT / path).exists() for path in re.findall(r"\bdocs/[\w.]+\.md", text))
+    reference = re.compile(r"([\w/]+\.py)#L(\d+)(?:-L(\d+))?")
+    registered = {}
+    for detail in build.registry().values():
+        for file, first, last in reference.findall(" ".join(detail["source"])):
+            lines = range(int(first), int(last or first) + 1)
+            registered.setdefault(file, set()).update(lines)
+    found = reference.findall(text)
+    assert len(found) > 10
+    for file, first, last in found:
+        assert {int(first), int(last or first)} <= registered[file], (file, first, last)
+
+
 def test_every_detail_has_its_section():
     """In full on the page of the first script that has it; a link there on the others' pages."""
     for name, detail in build.registry().items():
