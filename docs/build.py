@@ -82,13 +82,17 @@ def markers(source: str) -> dict[str, list[dict]]:
     return found
 
 
-def without(source: str, detail: dict, script: str) -> str:
-    """The script with the detail taken out by its registered edit."""
-    for find, replace in (
-        detail["removal"].get(script.removesuffix(".py")) or detail["removal"]["default"]
-    ):
+def removal(name: str, script: str) -> list[list[str]]:
+    """The [find, replace] pairs that take a detail out of a script."""
+    pairs = registry()[name]["removal"]
+    return pairs.get(script.removesuffix(".py")) or pairs["default"]
+
+
+def edited(source: str, pairs: list[list[str]], name: str) -> str:
+    """A script with [find, replace] pairs applied, each of which must fit in one place."""
+    for find, replace in pairs:
         if source.count(find) != 1:
-            raise ValueError(f"{detail['id']}: {source.count(find)} times in {script}: {find!r}")
+            raise ValueError(f"{name}: found {source.count(find)} times: {find!r}")
         source = source.replace(find, replace)
     return source
 
@@ -152,8 +156,8 @@ def build_code(script: str, name: str) -> str:
 
 def build_removal(script: str, name: str) -> str:
     source = (ROOT / script).read_text()
-    edited = without(source, registry()[name], script)
-    diff = difflib.unified_diff(source.splitlines(), edited.splitlines(), n=1, lineterm="")
+    without = edited(source, removal(name, script), name)
+    diff = difflib.unified_diff(source.splitlines(), without.splitlines(), n=1, lineterm="")
     body = "\n".join(line for line in list(diff)[2:] if not line.startswith("@@"))
     test = test_link(registry()[name]["test"], "../")
     return f"```diff\n{body}\n```\n\nNoticed by {test}."

@@ -6,7 +6,7 @@ as you like, and delete rows to have them measured anew. --adopt RUN takes a run
 pieces or stopped early, for the only variant that has its environment. What it writes:
 
     docs/results/NAME.csv         a row per run: its score, evaluation, explained variance, speed
-    docs/results/NAME-curves.csv  a row per run and hundredth of it: mean return of its episodes
+    docs/results/NAME-curves.csv  a row per run and part of it: mean return of its episodes
     docs/figures/NAME-*.svg       every seed thin, their mean thick, its 95% bootstrap interval
 """
 
@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 
+import build
 import matplotlib
 import numpy as np
 import torch
@@ -34,7 +35,6 @@ from matplotlib import pyplot as plt
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, FIGURES = ROOT / "docs" / "results", ROOT / "docs" / "figures"
-BINS = 100
 ROW = ["variant", "seed", "score", "spread", "sampled", "greedy"]
 LOGGED = {name: f"losses/{name}" for name in ("explained_variance", "value_loss")}
 CURVE = ["variant", "seed", "step", "return"]
@@ -51,6 +51,7 @@ class Experiment:
     logged: dict[str, str] = field(default_factory=lambda: LOGGED)  # column -> tag, its mean
     since: float = 0.9  # over the run from here on
     may_stop: bool = False  # a run that stops by itself is a result, too
+    bins: int = 100  # points of a curve
 
 
 TAXI = (
@@ -59,6 +60,24 @@ TAXI = (
 )
 MUJOCO = "HalfCheetah-v4 Walker2d-v4 Hopper-v4 InvertedPendulum-v4 Pusher-v5 Humanoid-v4".split()
 LIMITED = [env for env in MUJOCO if env[:8] not in ("Inverted", "Humanoid")]  # tried both ways
+IDS = list(build.registry())
+CORE = [*(name for name in IDS if name.startswith("core")), "extra-01"]
+CONTINUOUS = [*(name for name in IDS if name.startswith("continuous")), "extra-01"]
+
+
+def ablation(cases: dict[str, str], ids: list[str], seeds: range) -> Experiment:
+    """Each case as it is, and without each detail, by the edits of docs/details.toml."""
+    variants, edits, figures = {}, {}, {}
+    for case, command in cases.items():
+        command = variants[case] = f"{command} --eval-episodes 0"
+        for name in ids:
+            variant = f"{case} without {name}"
+            variants[variant] = command
+            edits[variant] = build.removal(name, command.split()[0])
+            figures.setdefault(name, []).extend([case, variant])
+    return Experiment(variants, seeds, figures, {}, edits=edits, may_stop=True, bins=25)
+
+
 BREAKS = tomllib.loads((ROOT / "docs" / "symptoms.toml").read_text())["break"]
 ACROBOT = "ppo.py --env-id Acrobot-v1 --total-timesteps 150016 --eval-episodes 0"
 ACROBOT += " --learning-rate 0.005"
@@ -160,6 +179,38 @@ EXPERIMENTS = {
         figures={"PongNoFrameskip-v4": ["PongNoFrameskip-v4"]},
         published={},
     ),
+    # What each detail buys: docs/ablations.py reads these.
+    "ablation-core": ablation(
+        {
+            "CartPole-v1": "ppo.py --env-id CartPole-v1 --total-timesteps 200000",
+            "Acrobot-v1": "ppo.py --env-id Acrobot-v1 --total-timesteps 200000",
+        },
+        ids=CORE,
+        seeds=range(1, 11),
+    ),
+    "ablation-continuous": ablation(
+        {
+            "HalfCheetah-v4": "ppo_continuous.py --env-id HalfCheetah-v4 --total-timesteps 300000",
+            "Hopper-v4": "ppo_continuous.py --env-id Hopper-v4 --total-timesteps 300000",
+        },
+        ids=CONTINUOUS,
+        seeds=range(1, 6),
+    ),
+    "ablation-lstm": ablation(
+        {"CartPole-v1 without velocities": "ppo_lstm.py --observe 0 2 --total-timesteps 500000"},
+        ids=[name for name in IDS if name.startswith("lstm")],
+        seeds=range(1, 6),
+    ),
+    "ablation-multidiscrete": ablation(
+        {"Reacher-v5": "ppo_multidiscrete.py --env-id Reacher-v5 --total-timesteps 300000"},
+        ids=["multidiscrete-01"],
+        seeds=range(1, 6),
+    ),
+    "ablation-masks": ablation(
+        {"Taxi-v4": "ppo_multidiscrete.py --env-id Taxi-v4 " + TAXI},
+        ids=["aux-04"],
+        seeds=range(1, 6),
+    ),
     # ppo.py, broken in each of the ways of docs/symptoms.toml.
     "symptoms": Experiment(
         variants={entry["name"]: f"{ACROBOT} {entry.get('flags', '')}" for entry in BREAKS},
@@ -186,11 +237,9 @@ def run(experiment: Experiment, variant: str, seed: int) -> tuple[dict, list[dic
     with tempfile.TemporaryDirectory() as folder:
         script, *flags = experiment.variants[variant].split()
         source = (ROOT / script).read_text()
-        for find, replace in experiment.edits.get(variant, []):
-            if source.count(find) != 1:
-                raise ValueError(f"{variant}: {source.count(find)} times in {script}: {find!r}")
-            source = source.replace(find, replace)
-        Path(folder, script).write_text(source)
+        Path(folder, script).write_text(
+            build.edited(source, experiment.edits.get(variant, []), variant)
+        )
         done = subprocess.run(
             [sys.executable, script, *flags, "--seed", str(seed)],
             cwd=folder,
@@ -221,8 +270,9 @@ def collect(experiment: Experiment, path: Path, printed: str) -> tuple[dict, lis
     total = events.Scalars("losses/value_loss")[-1].step
     bins = defaultdict(list)
     for event in events.Scalars("charts/episodic_return"):
-        bins[-(-event.step * BINS // total)].append(event.value)
-    curve = [{"step": b * total // BINS, "return": np.mean(bins[b])} for b in sorted(bins)]
+        bins[-(-event.step * experiment.bins // total)].append(event.value)
+    ends = {b: b * total // experiment.bins for b in sorted(bins)}
+    curve = [{"step": ends[b], "return": np.mean(bins[b])} for b in ends]
     return row, curve
 
 
@@ -339,15 +389,13 @@ def symptoms(group: str) -> str:
 
 def milestones(name: str, variant: str, shares: list[int]) -> str:
     """Returns of a variant's episodes on the way, over all seeds, as a Markdown table."""
-    curves = defaultdict(list)
-    for row in rows_of(RESULTS / f"{name}-curves.csv"):
-        if row["variant"] == variant:
-            curves[int(row["step"])].append(float(row["return"]))
-    steps = [step for i, step in enumerate(sorted(curves), 1) if i in shares]
-    head = ["steps", *(f"{round(step, -3):,}" for step in steps)]
+    steps, curves = lines_of(curves_of(name)[variant])
+    columns = [share - 1 for share in shares]
+    head = ["steps", *(f"{round(int(steps[column]), -3):,}" for column in columns)]
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
-    for label, of in (("lowest seed", min), ("mean", np.mean), ("highest seed", max)):
-        lines.append("| " + " | ".join([label, *(f"{of(curves[s]):.0f}" for s in steps)]) + " |")
+    for label, of in (("lowest seed", np.min), ("mean", np.mean), ("highest seed", np.max)):
+        cells = [f"{of(curves[:, column]):.0f}" for column in columns]
+        lines.append("| " + " | ".join([label, *cells]) + " |")
     return "\n".join(lines)
 
 
@@ -386,22 +434,29 @@ def save(fig: plt.Figure, name: str) -> None:
     plt.close(fig)
 
 
-def draw(name: str) -> None:
-    """The figures of an experiment."""
-    style()
+def curves_of(name: str) -> dict[str, dict[int, dict[int, float]]]:
+    """Variant -> seed -> step -> mean return."""
     curves = defaultdict(lambda: defaultdict(dict))
     for row in rows_of(RESULTS / f"{name}-curves.csv"):
         curves[row["variant"]][int(row["seed"])][int(row["step"])] = float(row["return"])
+    return curves
+
+
+def lines_of(runs: dict[int, dict[int, float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps, and the returns of every seed at all of them (seeds, steps)."""
+    steps = np.array(sorted({step for run in runs.values() for step in run}))
+    curves = [zip(*sorted(run.items()), strict=True) for run in runs.values()]
+    return steps, np.array([np.interp(steps, *curve) for curve in curves])
+
+
+def draw(name: str) -> None:
+    """The figures of an experiment."""
+    style()
+    curves = curves_of(name)
     for figure, variants in EXPERIMENTS[name].figures.items():
         fig, axes = plt.subplots(figsize=(7, 3.6))
         for variant, color in zip(variants, COLORS, strict=False):
-            steps = np.array(sorted({step for run in curves[variant].values() for step in run}))
-            lines = np.array(
-                [
-                    np.interp(steps, *zip(*sorted(r.items()), strict=True))
-                    for r in curves[variant].values()
-                ]
-            )
+            steps, lines = lines_of(curves[variant])
             low, high = interval(lines)
             axes.plot(steps, lines.T, color=color, alpha=0.25, linewidth=0.6)
             axes.fill_between(steps, low, high, color=color, alpha=0.25, linewidth=0)
@@ -426,6 +481,11 @@ if __name__ == "__main__":
         adopt(arguments.name, arguments.adopt)
     else:
         measure(arguments.name, arguments.jobs)
-    draw(arguments.name)
+    if arguments.name.startswith("ablation"):
+        import ablations
+
+        ablations.draw(arguments.name)
+    else:
+        draw(arguments.name)
     if not EXPERIMENTS[arguments.name].may_stop:
         print(summary(arguments.name))

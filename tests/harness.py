@@ -25,7 +25,7 @@ def load(script: str, detail: str | None = None) -> types.ModuleType:
     """A script as a fresh module; with `detail` taken out, if one is given."""
     source = (ROOT / script).read_text()
     if detail:
-        source = build.without(source, build.registry()[detail], script)
+        source = build.edited(source, build.removal(detail, script), detail)
     module = types.ModuleType(f"{Path(script).stem}_{next(COUNTER)}")
     module.__file__, module.source = str(ROOT / script), source
     sys.modules[module.__name__] = module  # dataclasses look their module up
