@@ -373,19 +373,21 @@ def summary(name: str, *columns: str) -> str:
 def symptoms(group: str) -> str:
     """What was broken and what the log showed, means over seeds, as a Markdown table."""
     runs, columns = table("symptoms"), list(EXPERIMENTS["symptoms"].logged)
-    head = ["broken", "return, each seed", *columns, "look at"]
-    lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
+    lines = []
     for entry in BREAKS:
         if entry["group"] == group:
             rows = runs[entry["name"]]
             if stopped := [row["stopped"] for row in rows if row["stopped"]]:
-                returns = f"`{stopped[0]}` ({len(stopped)} of {len(rows)} seeds)"
-                means = [""] * len(columns)
+                cells = {"stopped, saying": f"{stopped[0]} ({len(stopped)} of {len(rows)} seeds)"}
             else:
-                returns = ", ".join(f"{float(row['score']):.0f}" for row in rows)
-                means = [np.mean([float(row[column]) for row in rows]) for column in columns]
-                means = [f"{mean:.2g}" if abs(mean) < 100 else f"{mean:,.0f}" for mean in means]
-            lines.append("| " + " | ".join([entry["name"], returns, *means, entry["look"]]) + " |")
+                cells = {"return, each seed": ", ".join(f"{float(r['score']):.0f}" for r in rows)}
+                for column in columns:
+                    mean = np.mean([float(row[column]) for row in rows])
+                    cells[column] = f"{mean:.2g}" if abs(mean) < 100 else f"{mean:,.0f}"
+            cells = {"broken": entry["name"], **cells, "look at": entry["look"]}
+            if not lines:
+                lines = ["| " + " | ".join(cells) + " |", "| --- " * len(cells) + "|"]
+            lines.append("| " + " | ".join(cells.values()) + " |")
     return "\n".join(lines)
 
 
