@@ -14,7 +14,7 @@ from moviepy import VideoFileClip
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-SIZE, FPS, SECONDS, COLORS = 200, 12, 8, 48  # pixels of a tile's side; what keeps it under 2 MB
+SIZE, FPS, SECONDS, COLORS = 200, 12, 8, 96  # pixels of a side; what keeps the film under 2 MB
 
 
 def frames(run: Path) -> list[Image.Image]:
