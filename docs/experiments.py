@@ -461,6 +461,8 @@ def draw(name: str) -> None:
     for figure, variants in EXPERIMENTS[name].figures.items():
         fig, axes = plt.subplots(figsize=(7, 3.6))
         for variant, color in zip(variants, COLORS, strict=False):
+            if variant not in curves:
+                continue  # not run so far
             steps, lines = lines_of(curves[variant])
             low, high = interval(lines)
             axes.plot(steps, lines.T, color=color, alpha=0.25, linewidth=0.6)
