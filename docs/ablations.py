@@ -58,7 +58,7 @@ def effects(name: str) -> list[Effect]:
                 start = np.mean([run[min(run)] for run in curves[case].values()])
                 scores = [float(run["score"] or start) for run in runs[without]]
                 stopped = sum(bool(run["stopped"]) for run in runs[without])
-                with_it = np.array([float(run["score"]) for run in runs[case]])
+                with_it = np.array([float(run["score"] or start) for run in runs[case]])
                 found.append(Effect(detail, case, with_it, np.array(scores), start, stopped))
     return found
 

@@ -184,6 +184,11 @@ def recorded(kind: str) -> dict[str, dict[str, list[float]]]:
     return found
 
 
+def recorded_env(script: str) -> str:
+    with RESULTS.open() as file:
+        return next(row["environment"] for row in csv.DictReader(file) if row["script"] == script)
+
+
 def ratios(script: str, name: str) -> list[float]:
     """How many times as fast as Stable-Baselines3 a contestant is, by round."""
     speeds = recorded("speed")[script]
@@ -199,7 +204,7 @@ def speed_table() -> str:
         alone = [micros for (micros,) in recorded("floor")[script].values()]
         for name in (name for name in speeds if name.startswith(script)):
             ours, times = median(speeds[name]), ratios(script, name)
-            cells = [name, DEFAULT_ENV[script], f"{ours:,.0f}", f"{theirs:,.0f}"]
+            cells = [name, recorded_env(script), f"{ours:,.0f}", f"{theirs:,.0f}"]
             cells.append(f"{median(times):.2f} ({min(times):.2f} to {max(times):.2f})")
             if name == script:  # the floor of a variant was not measured
                 cells += [*(f"{t:,.0f} µs" for t in alone), f"{sum(alone) * ours / 1e6:.0%}"]

@@ -2,8 +2,9 @@
 
 Trains every variant with every seed, two runs side by side with one thread each, then draws the
 figures. A run that is in docs/results/NAME.csv already is not repeated: stop it and start it again
-as you like, and delete rows to have them measured anew. --adopt RUN takes a run folder, trained in
-pieces or stopped early, for the only variant that has its environment. What it writes:
+as you like; --again forgets what is there and measures all of it anew. --adopt RUN takes a run
+folder, trained in pieces or stopped early, for the only variant that has its environment. What it
+writes:
 
     docs/results/NAME.csv         a row per run: its score, evaluation, explained variance, speed
     docs/results/NAME-curves.csv  a row per run and part of it: mean return of its episodes
@@ -53,13 +54,17 @@ class Experiment:
     may_stop: bool = False  # a run that stops by itself is a result, too
     bins: int = 100  # points of a curve
 
+    @property
+    def header(self) -> list[str]:
+        return [*ROW, *self.logged, *(["stopped"] if self.may_stop else [])]
+
 
 TAXI = (
     "--total-timesteps 500000 --num-envs 16 --num-steps 128 --num-minibatches 4 --update-epochs 4"
     " --learning-rate 0.001 --ent-coef 0.01"
 )
 MUJOCO = "HalfCheetah-v4 Walker2d-v4 Hopper-v4 InvertedPendulum-v4 Pusher-v5 Humanoid-v4".split()
-LIMITED = [env for env in MUJOCO if env[:8] not in ("Inverted", "Humanoid")]  # tried both ways
+LIMITED = "HalfCheetah-v4 Walker2d-v4 Hopper-v4 Pusher-v5".split()  # tried both ways
 IDS = list(build.registry())
 CORE = [*(name for name in IDS if name.startswith("core")), "extra-01"]
 CONTINUOUS = [*(name for name in IDS if name.startswith("continuous")), "extra-01"]
@@ -300,7 +305,10 @@ def measure(name: str, jobs: int) -> None:
     table, curves = RESULTS / f"{name}.csv", RESULTS / f"{name}-curves.csv"
     experiment, lock = EXPERIMENTS[name], Lock()
     have = {(row["variant"], int(row["seed"])) for row in rows_of(table)}
-    header = [*ROW, *experiment.logged, *(["stopped"] if experiment.may_stop else [])]
+    kept = [row for row in rows_of(curves) if (row["variant"], int(row["seed"])) in have]
+    curves.unlink(missing_ok=True)  # a run that was killed between its two tables is measured anew
+    if kept:
+        append(curves, CURVE, kept)
     todo = [
         (variant, seed)
         for seed in experiment.seeds
@@ -315,7 +323,7 @@ def measure(name: str, jobs: int) -> None:
             key = {"variant": variant, "seed": seed}
             if experiment.figures:
                 append(curves, CURVE, [key | point for point in curve])
-            append(table, header, [key | row])
+            append(table, experiment.header, [key | row])
             have.add(job)
             total = len(experiment.variants) * len(experiment.seeds)
             said = row.get("stopped") or f"{row['score']:.2f}"
@@ -331,12 +339,14 @@ def adopt(name: str, path: Path) -> None:
     checkpoint = torch.load(path / "checkpoint.pt", weights_only=True)
     script, settings = checkpoint["script"], checkpoint["args"]
     (variant,) = (v for v in experiment.variants if v == settings["env_id"])
+    if any(int(run["seed"]) == settings["seed"] for run in table(name).get(variant, [])):
+        sys.exit(f"error: {variant}, seed {settings['seed']} is there already: start with --again")
     command = [sys.executable, ROOT / f"{script}.py", "--evaluate", path]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     row, curve = collect(experiment, path, done.stdout)
     key = {"variant": variant, "seed": settings["seed"]}
     append(RESULTS / f"{name}-curves.csv", CURVE, [key | point for point in curve])
-    append(RESULTS / f"{name}.csv", [*ROW, *experiment.logged], [key | row])
+    append(RESULTS / f"{name}.csv", experiment.header, [key | row])
 
 
 def interval(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -378,7 +388,9 @@ def symptoms(group: str) -> str:
         if entry["group"] == group:
             rows = runs[entry["name"]]
             if stopped := [row["stopped"] for row in rows if row["stopped"]]:
-                cells = {"stopped, saying": f"{stopped[0]} ({len(stopped)} of {len(rows)} seeds)"}
+                cells = {"each seed stopped, seed 1 saying": stopped[0]}
+                if len(stopped) < len(rows):
+                    raise ValueError(f"{entry['name']}: some seeds stopped, some did not")
             else:
                 cells = {"return, each seed": ", ".join(f"{float(r['score']):.0f}" for r in rows)}
                 for column in columns:
@@ -417,8 +429,10 @@ def scores(name: str) -> str:
         )
         if len(ours):
             cells = [variant, str(len(ours)), f"{ours.mean():.2f} ± {ours.std():.2f}"]
-            cells += [f"{ours.min():.1f} to {ours.max():.1f}"]
-            cells += [f"{as_deaths.mean():.2f} ± {as_deaths.std():.2f}" if len(as_deaths) else ""]
+            cells += [f"{ours.min():.1f} to {ours.max():.1f}", ""]
+            if len(as_deaths):
+                spread = f"{as_deaths.mean():.2f} ± {as_deaths.std():.2f}"
+                cells[-1] = spread + f" ({len(as_deaths)} seeds)" * (len(as_deaths) != len(ours))
             cells += [published[variant].get(source, "") for source in sources]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -482,8 +496,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=EXPERIMENTS)
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
+    parser.add_argument("--again", action="store_true", help="forget what was measured before")
     parser.add_argument("--adopt", type=Path, metavar="RUN", help="take this run folder instead")
     arguments = parser.parse_args()
+    if arguments.again:
+        for part in ("", "-curves"):
+            (RESULTS / f"{arguments.name}{part}.csv").unlink(missing_ok=True)
     if arguments.adopt:
         adopt(arguments.name, arguments.adopt)
     else:
