@@ -17,9 +17,8 @@ import build
 
 SITE = build.ROOT / "site"
 LINK = re.compile(r"(?<=\]\()(?!http|#)([^)\s#]+)(?:#([\w-]+))?(?=\))")
-EXCERPT = re.compile(
-    r"(\[\w+\.py:(\d+)-\d+\]\([^)]*\)\n\n```python)"
-)  # its link says where it begins
+# The link above an excerpt says with which line it begins.
+EXCERPT = re.compile(r"(\[\w+\.py:(\d+)-\d+\]\([^)]*\)\n\n```python)")
 MATH = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]\s*</\1>', re.DOTALL)
 
 

@@ -305,10 +305,12 @@ def measure(name: str, jobs: int) -> None:
     table, curves = RESULTS / f"{name}.csv", RESULTS / f"{name}-curves.csv"
     experiment, lock = EXPERIMENTS[name], Lock()
     have = {(row["variant"], int(row["seed"])) for row in rows_of(table)}
-    kept = [row for row in rows_of(curves) if (row["variant"], int(row["seed"])) in have]
-    curves.unlink(missing_ok=True)  # a run that was killed between its two tables is measured anew
-    if kept:
-        append(curves, CURVE, kept)
+    points = rows_of(curves)
+    kept = [point for point in points if (point["variant"], int(point["seed"])) in have]
+    if len(kept) < len(points):  # a kill between the two tables left a curve: it is measured anew
+        whole = curves.with_suffix(".tmp")
+        append(whole, CURVE, kept)
+        whole.replace(curves)
     todo = [
         (variant, seed)
         for seed in experiment.seeds
