@@ -1,21 +1,27 @@
-"""What each detail buys: the tables and figures of docs/ablations.md, from the raw results.
+"""What each detail buys: tables, verdicts and figures of docs/ablations.md, from the raw results.
 
 `python docs/experiments.py ablation-NAME` trains the runs and calls draw(). A run without a detail
 is the script with the edit of docs/details.toml, the same that the tests use.
 """
 
+import re
 from dataclasses import dataclass
 
+import build
 import experiments
 import numpy as np
-from experiments import EXPERIMENTS, plt
+from experiments import COLORS, EXPERIMENTS, PLAYED, plt
 
 NAMES = [name for name in EXPERIMENTS if name.startswith("ablation")]
 
 
 @dataclass
 class Effect:
-    """What a case scores with a detail and without it, over seeds."""
+    """What a case scores with a detail and without it, over seeds.
+
+    The score is that of the last 100 training episodes; for details in PLAYED it is the mean of
+    games played after training.
+    """
 
     detail: str
     case: str
@@ -36,6 +42,10 @@ class Effect:
         return low, high
 
     @property
+    def adds(self) -> float:
+        return self.with_it.mean() - self.without.mean()
+
+    @property
     def gain(self) -> float:
         """What there is to learn: the score with all details, above the start."""
         return self.with_it.mean() - self.start
@@ -44,10 +54,13 @@ class Effect:
     def verdict(self) -> str:
         low, high = self.interval
         if self.without.mean() - self.start < 0.1 * self.gain:
-            return "does not learn without it"
-        if low > 0:
-            return "helps"
-        return "hurts" if high < 0 else "no difference seen"
+            said = "does not learn without it"
+        elif low > 0:
+            said = "helps"
+        else:
+            said = "hurts" if high < 0 else "no difference seen"
+        runs = f"{self.stopped} of {len(self.without)} runs"
+        return said + f" ({runs} without it stopped by themselves)" * bool(self.stopped)
 
 
 def effects(name: str) -> list[Effect]:
@@ -56,31 +69,51 @@ def effects(name: str) -> list[Effect]:
         for case, without in zip(variants[::2], variants[1::2], strict=True):
             if case in runs and without in runs:
                 start = np.mean([run[min(run)] for run in curves[case].values()])
-                scores = [float(run["score"] or start) for run in runs[without]]
+                column = "sampled" if detail in PLAYED else "score"
+                with_it, scores = (
+                    np.array([float(run[column] or start) for run in runs[variant]])
+                    for variant in (case, without)
+                )
                 stopped = sum(bool(run["stopped"]) for run in runs[without])
-                with_it = np.array([float(run["score"] or start) for run in runs[case]])
-                found.append(Effect(detail, case, with_it, np.array(scores), start, stopped))
+                found.append(Effect(detail, case, with_it, scores, start, stopped))
     return found
 
 
 def table(name: str) -> str:
     """An experiment's effects as a Markdown table, those that matter most first."""
-    head = ["detail", "environment", "with it", "without it", "what it adds, 95% interval", ""]
+    head = "detail,environment,seeds,with it,without it,it adds,95% interval,".split(",")
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
-    for e in sorted(effects(name), key=lambda e: -(e.with_it.mean() - e.without.mean()) / e.gain):
+    for e in sorted(effects(name), key=lambda e: -e.adds / e.gain):
         low, high = e.interval
         scores = [f"{runs.mean():.1f} ± {runs.std():.1f}" for runs in (e.with_it, e.without)]
-        added = f"{e.with_it.mean() - e.without.mean():.1f} ({low:.1f} to {high:.1f})"
-        stopped = f" ({e.stopped} of {len(e.without)} runs stopped by themselves)"
-        verdict = e.verdict + (stopped if e.stopped else "")
-        lines.append("| " + " | ".join([e.detail, e.case, *scores, added, verdict]) + " |")
+        title = f"[{e.detail}](#{e.detail}) {build.registry()[e.detail]['title']}"
+        cells = [title, e.case, str(len(e.without)), *scores]
+        cells += [f"{e.adds:.1f}", f"{low:.1f} to {high:.1f}", e.verdict]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def section(detail: str) -> str:
+    """What a detail was measured to add, in words, and its figures; "" if it was not measured."""
+    said, figures = [], []
+    for name in NAMES:
+        for e in (e for e in effects(name) if e.detail == detail):
+            (low, high), command = e.interval, EXPERIMENTS[name].variants[e.case]
+            steps = int(re.search(r"--total-timesteps (\d+)", command)[1])
+            said.append(
+                f"- {e.case}, {steps:,} steps, {len(e.without)} seeds: {e.with_it.mean():.1f} with"
+                f" it, {e.without.mean():.1f} without. It adds {e.adds:.1f}"
+                f" (95% interval {low:.1f} to {high:.1f}): {e.verdict}."
+            )
+            figure = f"![Scores with and without {detail}](figures/{name}-{detail}.svg)"
+            figures += [figure] * (figure not in figures)
+    return "\n".join([*said, "", *figures]) if said else ""
 
 
 def draw(name: str) -> None:
     """A figure for each detail, and one that ranks them all."""
     experiments.style()
-    curves = experiments.curves_of(name)
+    curves, runs = experiments.curves_of(name), experiments.table(name)
     for detail, variants in EXPERIMENTS[name].figures.items():
         cases = list(zip(variants[::2], variants[1::2], strict=True))
         cases = [(case, without) for case, without in cases if {case, without} <= set(curves)]
@@ -88,17 +121,26 @@ def draw(name: str) -> None:
             continue
         fig, panels = plt.subplots(1, len(cases), figsize=(4 * len(cases), 2.6), squeeze=False)
         for axes, (case, without) in zip(panels[0], cases, strict=True):
-            for variant, color, label in (
-                (case, experiments.COLORS[0], "as it is"),
-                (without, experiments.COLORS[1], f"without {detail}"),
-            ):
+            axes.set_title(case, color="#808080", fontsize=11)
+            labels = ["as it is", f"without {detail}"]
+            for variant, color, label in zip((case, without), COLORS, labels, strict=False):
+                if detail in PLAYED:  # no curve: its training episodes are not whole
+                    scores = [float(run["sampled"]) for run in runs[variant]]
+                    place = labels.index(label)
+                    axes.plot([place] * len(scores), scores, "o", color=color, alpha=0.5)
+                    axes.plot([place - 0.2, place + 0.2], [np.mean(scores)] * 2, color=color)
+                    continue
                 steps, lines = experiments.lines_of(curves[variant])
                 low, high = experiments.interval(lines)
                 axes.fill_between(steps, low, high, color=color, alpha=0.25, linewidth=0)
                 axes.plot(steps, lines.mean(0), color=color, linewidth=2, label=label)
-            axes.set_title(case, color="#808080", fontsize=11)
-            axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:.0f}k")
-        panels[0][0].legend(frameon=False, labelcolor="#808080")
+            if detail in PLAYED:
+                axes.set_xticks([0, 1], labels)
+                axes.set_xlim(-0.5, 1.5)
+            else:
+                axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:.0f}k")
+        if detail not in PLAYED:
+            panels[0][0].legend(frameon=False, labelcolor="#808080")
         experiments.save(fig, f"{name}-{detail}")
     rank()
 
@@ -106,14 +148,18 @@ def draw(name: str) -> None:
 def rank() -> None:
     """What every detail adds, as a share of what there is to learn."""
     found = [effect for name in NAMES for effect in effects(name)]
-    found.sort(key=lambda e: (e.with_it.mean() - e.without.mean()) / e.gain)
-    fig, axes = plt.subplots(figsize=(7, 0.22 * len(found) + 0.8))
+    found.sort(key=lambda e: e.adds / e.gain)
+    fig, axes = plt.subplots(figsize=(9, 0.22 * len(found) + 0.8))
     for place, e in enumerate(found):
-        low, high = (bound / e.gain for bound in e.interval)
-        color = "#808080" if low <= 0 <= high else experiments.COLORS[0 if low > 0 else 1]
-        axes.plot([low, high], [place, place], color=color, linewidth=2)
-        axes.plot((e.with_it.mean() - e.without.mean()) / e.gain, place, "o", color=color)
-    axes.set_yticks(range(len(found)), [f"{e.detail}, {e.case}" for e in found], fontsize=8)
+        shares = np.array([*e.interval, e.adds]) / e.gain
+        (low, high), shown = e.interval, shares.clip(-0.5, 1.5)
+        color = "#808080" if low <= 0 <= high else COLORS[0 if low > 0 else 1]
+        marker = "o" if shown[2] == shares[2] else "<>"[int(shares[2] > 0)]  # > and <: further out
+        axes.plot(shown[:2], [place, place], color=color, linewidth=2)
+        axes.plot(shown[2], place, marker, color=color)
+    titles = {name: detail["title"] for name, detail in build.registry().items()}
+    labels = [f"{titles[e.detail]} ({e.detail}), {e.case}" for e in found]
+    axes.set_yticks(range(len(found)), labels, fontsize=8)
     axes.axvline(0, color="#808080", linestyle="--", linewidth=1)
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
     axes.set(xlabel="what the detail adds, as a share of all that is learned with it")

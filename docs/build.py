@@ -5,13 +5,16 @@ A generated part stands between two comments, `<!-- begin KIND ARGUMENT -->` and
     map                  the README's table of all details
     code SCRIPT ID       the lines of a script that a detail's markers govern
     diff SCRIPT          what a script changes in ppo.py, from its environment on
-    removal SCRIPT ID    the edit that takes the detail out, as a diff, and the test that notices
+    removal SCRIPT ID    the edit that takes the detail out, as a diff, the test that notices, and
+                         what was measured without it
     source ID            the registry's sources and evidence
     scores NAME          an experiment's scores beside published ones
     results NAME COLUMN  an experiment's scores, every seed, and the means of more columns
     settings SCRIPT      the PPO flags of a script, with their defaults
     milestones NAME ...  an experiment's returns on the way, at some hundredths of a variant's run
     speed, shares        what docs/bench.py --record measured
+    ablation NAME        what details were measured to add, as a table
+    measured ID          what a detail was measured to add, with its figure
     symptoms GROUP       what the log of ppo.py showed, broken in each way of a group
 
 Sources are docs/details.toml (the registry) and the markers in the scripts. With --check nothing is
@@ -160,7 +163,9 @@ def build_removal(script: str, name: str) -> str:
     diff = difflib.unified_diff(source.splitlines(), without.splitlines(), n=1, lineterm="")
     body = "\n".join(line for line in list(diff)[2:] if not line.startswith("@@"))
     test = test_link(registry()[name]["test"], "../")
-    return f"```diff\n{body}\n```\n\nNoticed by {test}."
+    measured = build_measured(name)
+    measured = f"\n\nMeasured ([how, and beside other details](ablations.md)):\n\n{measured}"
+    return f"```diff\n{body}\n```\n\nNoticed by {test}." + measured * bool(build_measured(name))
 
 
 def build_diff(script: str) -> str:
@@ -217,6 +222,18 @@ def build_milestones(name: str, variant: str, *shares: str) -> str:
     return experiments.milestones(name, variant, [int(share) for share in shares])
 
 
+def build_ablation(name: str) -> str:
+    import ablations
+
+    return ablations.table(f"ablation-{name}")
+
+
+def build_measured(name: str) -> str:
+    import ablations
+
+    return ablations.section(name)
+
+
 def build_symptoms(group: str) -> str:
     import experiments
 
@@ -235,6 +252,8 @@ BUILDERS = {
     "shares": build_shares,
     "settings": build_settings,
     "milestones": build_milestones,
+    "ablation": build_ablation,
+    "measured": build_measured,
     "symptoms": build_symptoms,
 }
 

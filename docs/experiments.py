@@ -70,14 +70,18 @@ CORE = [*(name for name in IDS if name.startswith("core")), "extra-01"]
 CONTINUOUS = [*(name for name in IDS if name.startswith("continuous")), "extra-01"]
 
 
+PLAYED = ["core-01"]  # without it no training episode is whole: games after training are compared
+
+
 def ablation(cases: dict[str, str], ids: list[str], seeds: range) -> Experiment:
     """Each case as it is, and without each detail, by the edits of docs/details.toml."""
     variants, edits, figures = {}, {}, {}
     for case, command in cases.items():
-        command = variants[case] = f"{command} --eval-episodes 0"
+        games = {name: f"{command} --eval-episodes {20 * (name in PLAYED)}" for name in ids}
+        variants[case] = games[next((name for name in ids if name in PLAYED), ids[0])]
         for name in ids:
             variant = f"{case} without {name}"
-            variants[variant] = command
+            variants[variant] = games[name]
             edits[variant] = build.removal(name, command.split()[0])
             figures.setdefault(name, []).extend([case, variant])
     return Experiment(variants, seeds, figures, {}, edits=edits, may_stop=True, bins=25)
