@@ -28,6 +28,7 @@ class Effect:
     with_it: np.ndarray
     without: np.ndarray  # a run that stopped by itself counts with what it scored at the start
     start: float  # mean return of the first episodes: what nothing learned is worth
+    explained: tuple[float, float]  # mean explained variance at the end, with it and without
     stopped: int
 
     @property
@@ -74,14 +75,19 @@ def effects(name: str) -> list[Effect]:
                     np.array([float(run[column] or start) for run in runs[variant]])
                     for variant in (case, without)
                 )
+                explained = tuple(
+                    np.nanmean([float(run["explained_variance"] or "nan") for run in runs[variant]])
+                    for variant in (case, without)
+                )
                 stopped = sum(bool(run["stopped"]) for run in runs[without])
-                found.append(Effect(detail, case, with_it, scores, start, stopped))
+                found.append(Effect(detail, case, with_it, scores, start, explained, stopped))
     return found
 
 
 def table(name: str) -> str:
     """An experiment's effects as a Markdown table, those that matter most first."""
-    head = "detail,environment,seeds,with it,without it,it adds,95% interval,".split(",")
+    head = "detail,environment,seeds,with it,without it,it adds,95% interval".split(",")
+    head += ["", "explained variance with and without"]
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     for e in sorted(effects(name), key=lambda e: -e.adds / e.gain):
         low, high = e.interval
@@ -89,6 +95,7 @@ def table(name: str) -> str:
         title = f"[{e.detail}](#{e.detail}) {build.registry()[e.detail]['title']}"
         cells = [title, e.case, str(len(e.without)), *scores]
         cells += [f"{e.adds:.1f}", f"{low:.1f} to {high:.1f}", e.verdict]
+        cells.append(" and ".join(f"{explained:.2f}" for explained in e.explained))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
