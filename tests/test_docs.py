@@ -15,7 +15,9 @@ import pytest
 import torch
 from harness import QUICK, ROOT, ROWS, build, load
 
+import ablations  # isort: skip
 import annotate  # isort: skip
+import experiments  # isort: skip
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 PAGES = [str(page.relative_to(ROOT)) for page in build.pages()]
@@ -271,3 +273,44 @@ def test_nothing_but_ruff_is_left_to_taste():
     for command in (["check"], ["format", "--check"]):
         done = subprocess.run([sys.executable, "-m", "ruff", *command, ROOT], capture_output=True)
         assert done.returncode == 0, done.stdout.decode()
+
+
+@pytest.mark.parametrize(
+    "without, adds, verdict",
+    [
+        ([1, 1, 1, 1, 1], 7.0, "helps"),
+        ([20, 20, 20, 20, 20], -12.0, "hurts"),
+        ([4, 12, 8, 4, 12], 0.0, "no difference seen"),
+        ([-200, -180, -200, -180, -190], 198.0, "does not learn without it"),
+        (
+            ["", 8, 8, 8, 8],  # stopped: worth what it had learned, nothing
+            41.6,
+            "no difference seen (1 of 5 runs without it stopped by themselves)",
+        ),
+    ],
+)
+def test_what_an_ablation_says(tmp_path, monkeypatch, without, adds, verdict):
+    """Difference, interval and verdict of made-up scores; without learning, Taxi scores -200."""
+    monkeypatch.setattr(experiments, "RESULTS", tmp_path)
+    experiment = experiments.EXPERIMENTS["ablation-masks"]
+    rows = [
+        {"variant": variant, "seed": seed, "score": score, "explained_variance": 0.5}
+        | ({} if score != "" else {"stopped": "NaN", "explained_variance": ""})
+        for variant, scores in zip(experiment.variants, ([8] * 5, without), strict=True)
+        for seed, score in enumerate(scores, 1)
+    ]
+    experiments.append(tmp_path / "ablation-masks.csv", experiment.header, rows)
+    curve = [
+        {"variant": "Taxi-v4", "seed": seed, "step": step, "return": score}
+        for seed in range(1, 6)
+        for step, score in ((500, -200), (1000, 8))
+    ]
+    experiments.append(tmp_path / "ablation-masks-curves.csv", experiments.CURVE, curve)
+    (effect,) = ablations.effects("ablation-masks")
+    assert effect.adds == pytest.approx(adds) and effect.gain == 208
+    low, high = effect.interval
+    assert low <= adds <= high
+    assert (low, high) == pytest.approx((adds, adds)) or len(set(without)) > 1
+    assert effect.verdict == verdict
+    assert f"It adds {adds:.1f} (95% interval" in ablations.section("aux-04")
+    assert verdict in ablations.table("ablation-masks")
