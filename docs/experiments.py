@@ -281,11 +281,12 @@ def collect(experiment: Experiment, path: Path, printed: str) -> tuple[dict, lis
     for column, tag in experiment.logged.items():
         numbers = [event.value for event in events.Scalars(tag)]
         last[column] = np.mean(numbers[int(len(numbers) * experiment.since) :])
-    returns = checkpoint["returns"]  # of the last 100 training episodes
+    returns = checkpoint["returns"] or [np.nan]  # of the last 100 training episodes
     row = {"score": np.mean(returns), "spread": np.std(returns), **games, **last}
     total = events.Scalars("losses/value_loss")[-1].step
     bins = defaultdict(list)
-    for event in events.Scalars("charts/episodic_return"):
+    ended = "charts/episodic_return" in events.Tags()["scalars"]  # an episode, ever
+    for event in events.Scalars("charts/episodic_return") if ended else []:
         bins[-(-event.step * experiment.bins // total)].append(event.value)
     ends = {b: b * total // experiment.bins for b in sorted(bins)}
     curve = [{"step": ends[b], "return": np.mean(bins[b])} for b in ends]
