@@ -139,6 +139,7 @@ def draw(name: str) -> None:
                     continue
                 steps, lines = experiments.lines_of(curves[variant])
                 low, high = experiments.interval(lines)
+                axes.plot(steps, lines.T, color=color, alpha=0.25, linewidth=0.6)
                 axes.fill_between(steps, low, high, color=color, alpha=0.25, linewidth=0)
                 axes.plot(steps, lines.mean(0), color=color, linewidth=2, label=label)
             if detail in PLAYED:

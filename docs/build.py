@@ -163,9 +163,11 @@ def build_removal(script: str, name: str) -> str:
     diff = difflib.unified_diff(source.splitlines(), without.splitlines(), n=1, lineterm="")
     body = "\n".join(line for line in list(diff)[2:] if not line.startswith("@@"))
     test = test_link(registry()[name]["test"], "../")
-    measured = build_measured(name)
-    measured = f"\n\nMeasured ([how, and beside other details](ablations.md)):\n\n{measured}"
-    return f"```diff\n{body}\n```\n\nNoticed by {test}." + measured * bool(build_measured(name))
+    removed = f"```diff\n{body}\n```\n\nNoticed by {test}."
+    if measured := build_measured(name):
+        beside = f"[how, and what to make of it](ablations.md#{name})"
+        removed += f"\n\n**Measured** ({beside}):\n\n{measured}"
+    return removed
 
 
 def build_diff(script: str) -> str:
