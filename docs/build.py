@@ -14,7 +14,7 @@ A generated part stands between two comments, `<!-- begin KIND ARGUMENT -->` and
     milestones NAME ...  an experiment's returns on the way, at some hundredths of a variant's run
     speed, shares        what docs/bench.py --record measured
     ablation NAME        what details were measured to add, as a table
-    measured ID          what a detail was measured to add, with its figure
+    measured ID          what "without it" means, and what a detail was measured to add
     symptoms GROUP       what the log of ppo.py showed, broken in each way of a group
 
 Sources are docs/details.toml (the registry) and the markers in the scripts. With --check nothing is
@@ -158,13 +158,15 @@ def build_code(script: str, name: str) -> str:
 
 
 def build_removal(script: str, name: str) -> str:
+    import ablations
+
     source = (ROOT / script).read_text()
     without = edited(source, removal(name, script), name)
     diff = difflib.unified_diff(source.splitlines(), without.splitlines(), n=1, lineterm="")
     body = "\n".join(line for line in list(diff)[2:] if not line.startswith("@@"))
     test = test_link(registry()[name]["test"], "../")
     removed = f"```diff\n{body}\n```\n\nNoticed by {test}."
-    if measured := build_measured(name):
+    if measured := ablations.section(name):
         beside = f"[how, and what to make of it](ablations.md#{name})"
         removed += f"\n\n**Measured** ({beside}):\n\n{measured}"
     return removed
@@ -233,7 +235,10 @@ def build_ablation(name: str) -> str:
 def build_measured(name: str) -> str:
     import ablations
 
-    return ablations.section(name)
+    section = (ROOT / page(registry()[name]["scripts"][0], name).partition("#")[0]).read_text()
+    section = section.partition(f'<a id="{name}"></a>')[2]
+    without = re.search(r"\*\*Remove it\.\*\* (.+?)\n\n", section, re.DOTALL)[1]
+    return f"**Without it.** {without}\n\n{ablations.section(name)}"
 
 
 def build_symptoms(group: str) -> str:
