@@ -60,10 +60,8 @@ class Effect:
         learned = self.without - self.start > 0.1 * self.gain
         if self.without.mean() - self.start < 0.1 * self.gain:
             said = "does not learn without it"
-        elif low > 0:
-            said = "helps"
         else:
-            said = "hurts" if high < 0 else "no difference seen"
+            said = "helps" if low > 0 else "hurts" if high < 0 else "no difference seen"
             if not learned.all():
                 said += f", {(~learned).sum()} of {len(learned)} seeds learn nothing without it"
         stopped = f"{self.stopped} of {len(self.without)} runs without it stopped by themselves"

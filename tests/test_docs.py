@@ -279,6 +279,7 @@ def test_nothing_but_ruff_is_left_to_taste():
     "without, adds, verdict",
     [
         ([1, 1, 1, 1, 1], 7.0, "helps"),
+        ([-190, -150, -150, -150, -150], 166.0, "helps, 1 of 5 seeds learn nothing without it"),
         ([20, 20, 20, 20, 20], -12.0, "hurts"),
         ([4, 12, 8, 4, 12], 0.0, "no difference seen"),
         ([-200, -180, -200, -180, -190], 198.0, "does not learn without it"),
