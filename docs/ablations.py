@@ -86,14 +86,13 @@ def effects(name: str) -> list[Effect]:
 
 def table(name: str) -> str:
     """An experiment's effects as a Markdown table, those that matter most first."""
-    head = "detail,environment,seeds,with it,without it,it adds,95% interval,".split(",")
+    head = ["detail", "environment", "", "it adds (95% interval)", "with it", "without it"]
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     for e in sorted(effects(name), key=lambda e: -e.adds / e.gain):
         low, high = e.interval
         scores = [f"{runs.mean():.1f} ± {runs.std():.1f}" for runs in (e.with_it, e.without)]
         title = f"[{e.detail}](#{e.detail}) {build.registry()[e.detail]['title']}"
-        cells = [title, e.case, str(len(e.without)), *scores]
-        cells += [f"{e.adds:.1f}", f"{low:.1f} to {high:.1f}", e.verdict]
+        cells = [title, e.case, e.verdict, f"{e.adds:.1f} ({low:.1f} to {high:.1f})", *scores]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
