@@ -86,7 +86,7 @@ def effects(name: str) -> list[Effect]:
 
 def table(name: str) -> str:
     """An experiment's effects as a Markdown table, those that matter most first."""
-    head = ["detail", "environment", "", "it adds (95% interval)", "with it", "without it"]
+    head = ["detail", "environment", "verdict", "it adds (95% interval)", "with it", "without it"]
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     for e in sorted(effects(name), key=lambda e: -e.adds / e.gain):
         low, high = e.interval
