@@ -128,7 +128,7 @@ def draw(name: str) -> None:
             axes.set_title(case, color="#808080", fontsize=11)
             labels = [f"with {detail}", f"without {detail}"]
             for variant, color, label in zip((case, without), COLORS, labels, strict=False):
-                if detail in PLAYED:  # no curve: its training episodes are not whole
+                if detail in PLAYED:  # no curve: its long episodes are never whole
                     scores = [float(run["sampled"]) for run in runs[variant]]
                     place = labels.index(label)
                     axes.plot([place] * len(scores), scores, "o", color=color, alpha=0.5)

@@ -70,7 +70,7 @@ CORE = [*(name for name in IDS if name.startswith("core")), "extra-01"]
 CONTINUOUS = [*(name for name in IDS if name.startswith("continuous")), "extra-01"]
 
 
-PLAYED = ["core-01"]  # without it no training episode is whole: games after training are compared
+PLAYED = ["core-01"]  # without it long episodes are never whole: games after training are compared
 
 
 def ablation(cases: dict[str, str], ids: list[str], seeds: range) -> Experiment:

@@ -299,8 +299,8 @@ def test_what_an_ablation_says(tmp_path, monkeypatch, without, adds, verdict):
     monkeypatch.setattr(experiments, "RESULTS", tmp_path)
     experiment = experiments.EXPERIMENTS["ablation-masks"]
     rows = [
-        {"variant": variant, "seed": seed, "score": score, "explained_variance": 0.5}
-        | ({} if score != "" else {"stopped": "NaN", "explained_variance": ""})
+        {"variant": variant, "seed": seed, "score": score}
+        | ({} if score != "" else {"stopped": "NaN"})
         for variant, scores in zip(experiment.variants, ([8] * 5, without), strict=True)
         for seed, score in enumerate(scores, 1)
     ]
