@@ -32,12 +32,15 @@ class Effect:
     stopped: int
 
     @property
-    def interval(self) -> tuple[float, float]:
+    def interval(self) -> tuple[float, float] | None:
         """95% interval of what the detail adds, the difference of two means (Welch's t).
 
-        A percentile bootstrap of five or ten seeds would be too narrow.
+        A percentile bootstrap of five or ten seeds would be too narrow. None of single seeds: they
+        can't say what chance does.
         """
         n = np.array([len(self.with_it), len(self.without)])
+        if n.min() < 2:
+            return None
         errors = np.array([self.with_it.var(ddof=1), self.without.var(ddof=1)]) / n
         if not errors.any():
             return self.adds, self.adds
@@ -55,12 +58,21 @@ class Effect:
         return self.with_it.mean() - self.start
 
     @property
+    def added(self) -> str:
+        chance = "one seed"
+        if self.interval is not None:
+            chance = "95% interval {:.1f} to {:.1f}".format(*self.interval)
+        return f"{self.adds:.1f} ({chance})"
+
+    @property
     def verdict(self) -> str:
-        low, high = self.interval
         learned = self.without - self.start > 0.1 * self.gain
         if self.without.mean() - self.start < 0.1 * self.gain:
             said = "does not learn without it"
+        elif self.interval is None:
+            said = "learns without it"
         else:
+            low, high = self.interval
             said = "helps" if low > 0 else "hurts" if high < 0 else "no difference seen"
             if not learned.all():
                 said += f", {(~learned).sum()} of {len(learned)} seeds learn nothing without it"
@@ -89,10 +101,13 @@ def table(name: str) -> str:
     head = ["detail", "environment", "verdict", "it adds (95% interval)", "with it", "without it"]
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     for e in sorted(effects(name), key=lambda e: -e.adds / e.gain):
-        low, high = e.interval
-        scores = [f"{runs.mean():.1f} ± {runs.std():.1f}" for runs in (e.with_it, e.without)]
+        scores = [
+            f"{runs.mean():.1f}" + f" ± {runs.std():.1f}" * (len(runs) > 1)
+            for runs in (e.with_it, e.without)
+        ]
         title = f"[{e.detail}](#{e.detail}) {build.registry()[e.detail]['title']}"
-        cells = [title, e.case, e.verdict, f"{e.adds:.1f} ({low:.1f} to {high:.1f})", *scores]
+        added = e.added.replace("95% interval ", "")  # as the column's head says
+        cells = [title, e.case, e.verdict, added, *scores]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -102,12 +117,11 @@ def section(detail: str) -> str:
     said, figures = [], []
     for name in NAMES:
         for e in (e for e in effects(name) if e.detail == detail):
-            (low, high), command = e.interval, EXPERIMENTS[name].variants[e.case]
+            command, n = EXPERIMENTS[name].variants[e.case], len(e.without)
             steps = int(re.search(r"--total-timesteps (\d+)", command)[1])
             said.append(
-                f"- {e.case}, {steps:,} steps, {len(e.without)} seeds: {e.with_it.mean():.1f} with"
-                f" it, {e.without.mean():.1f} without. It adds {e.adds:.1f}"
-                f" (95% interval {low:.1f} to {high:.1f}): {e.verdict}."
+                f"- {e.case}, {steps:,} steps, {n} seed{'s' * (n > 1)}: {e.with_it.mean():.1f} with"
+                f" it, {e.without.mean():.1f} without. It adds {e.added}: {e.verdict}."
             )
             figure = f"![Scores with and without {detail}](figures/{name}-{detail}.svg)"
             figures += [figure] * (figure not in figures)
@@ -156,12 +170,15 @@ def rank() -> None:
     found.sort(key=lambda e: e.adds / e.gain)
     fig, axes = plt.subplots(figsize=(9, 0.22 * len(found) + 0.8))
     for place, e in enumerate(found):
-        shares = np.array([*e.interval, e.adds]) / e.gain
-        (low, high), shown = e.interval, shares.clip(-0.5, 1.5)
-        color = "#808080" if low <= 0 <= high else COLORS[0 if low > 0 else 1]
+        low, high = e.interval or (e.adds, e.adds)
+        shares = np.array([low, high, e.adds]) / e.gain
+        shown = shares.clip(-0.5, 1.5)
+        grey = e.interval is None or low <= 0 <= high
+        color = "#808080" if grey else COLORS[0 if low > 0 else 1]
         marker = "o" if shown[2] == shares[2] else "<>"[int(shares[2] > 0)]  # > and <: further out
         axes.plot(shown[:2], [place, place], color=color, linewidth=2)
-        axes.plot(shown[2], place, marker, color=color)
+        fill = "none" if e.interval is None else color
+        axes.plot(shown[2], place, marker, color=color, markerfacecolor=fill)
     titles = {name: detail["title"] for name, detail in build.registry().items()}
     labels = [f"{titles[e.detail]} ({e.detail}), {e.case}" for e in found]
     axes.set_yticks(range(len(found)), labels, fontsize=8)
