@@ -64,7 +64,7 @@ TAXI = (
     " --learning-rate 0.001 --ent-coef 0.01"
 )
 MUJOCO = "HalfCheetah-v4 Walker2d-v4 Hopper-v4 InvertedPendulum-v4 Pusher-v5 Humanoid-v4".split()
-LIMITED = "HalfCheetah-v4 Walker2d-v4 Hopper-v4".split()  # tried both ways
+LIMITED = "HalfCheetah-v4 Walker2d-v4 Hopper-v4 Pusher-v5".split()  # tried both ways
 IDS = list(build.registry())
 CORE = [*(name for name in IDS if name.startswith("core")), "extra-01"]
 CONTINUOUS = [*(name for name in IDS if name.startswith("continuous")), "extra-01"]
