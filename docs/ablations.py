@@ -182,6 +182,7 @@ def rank() -> None:
     titles = {name: detail["title"] for name, detail in build.registry().items()}
     labels = [f"{titles[e.detail]} ({e.detail}), {e.case}" for e in found]
     axes.set_yticks(range(len(found)), labels, fontsize=8)
+    axes.set_ylim(-1, len(found))
     axes.axvline(0, color="#808080", linestyle="--", linewidth=1)
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
     axes.set_xlabel("what the detail adds, as a share of all that is learned with it", loc="right")
