@@ -84,14 +84,17 @@ def effects(name: str) -> list[Effect]:
     runs, curves, found = experiments.table(name), experiments.curves_of(name), []
     for detail, variants in EXPERIMENTS[name].figures.items():
         for case, without in zip(variants[::2], variants[1::2], strict=True):
-            if case in runs and without in runs:
+            both = [{run["seed"] for run in runs.get(variant, [])} for variant in (case, without)]
+            if seeds := both[0] & both[1]:  # while some are missing, only the same are compared
                 start = np.mean([run[min(run)] for run in curves[case].values()])
                 column = "sampled" if detail in PLAYED else "score"
                 with_it, scores = (
-                    np.array([float(run[column] or start) for run in runs[variant]])
+                    np.array(
+                        [float(r[column] or start) for r in runs[variant] if r["seed"] in seeds]
+                    )
                     for variant in (case, without)
                 )
-                stopped = sum(bool(run["stopped"]) for run in runs[without])
+                stopped = sum(bool(r["stopped"]) for r in runs[without] if r["seed"] in seeds)
                 found.append(Effect(detail, case, with_it, scores, start, stopped))
     return found
 
