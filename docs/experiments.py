@@ -222,10 +222,10 @@ EXPERIMENTS = {
         ids=["aux-04"],
         seeds=range(1, 6),
     ),
-    "ablation-atari": ablation(  # one seed: an afternoon
+    "ablation-atari": ablation(  # a seed: two hours
         {"BreakoutNoFrameskip-v4": "ppo_atari.py --total-timesteps 500000 --bf16"},
         ids=[name for name in IDS if name.startswith("atari")],
-        seeds=range(1, 2),
+        seeds=range(1, 4),
     ),
     # ppo.py, broken in each of the ways of docs/symptoms.toml.
     "symptoms": Experiment(
