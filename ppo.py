@@ -42,7 +42,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-SCRIPT = "ppo"  # names the run folders, and is kept in checkpoints
+SCRIPT, ACTIONS = "ppo", gym.spaces.Discrete  # its name in checkpoints, and what it acts in
 
 
 @dataclass
@@ -419,10 +419,10 @@ def check(args: Args) -> None:
         envs.step(envs.action_space.sample())
     except Exception as error:  # an environment may raise any
         fail(f"--env-id {args.env_id} can't be made, reset and stepped: {error!r}")
-    shown, space = envs.envs[0].unwrapped.observation_space, envs.single_action_space
-    if not isinstance(space, gym.spaces.Discrete) or space.start or len(shown.shape or ()) == 3:
-        fits = "pictures ppo_atari.py, Box actions ppo_continuous.py, others ppo_multidiscrete.py"
-        fail(f"{SCRIPT}.py takes vectors and Discrete actions; for {args.env_id} use: {fits}")
+    shape, space = envs.envs[0].unwrapped.observation_space.shape, envs.single_action_space
+    if len(shape or ()) > 2 or not isinstance(space, ACTIONS) or np.any(getattr(space, "start", 0)):
+        fits = "for pictures ppo_atari.py, for Box ppo_continuous.py, else ppo_multidiscrete.py"
+        fail(f"{SCRIPT}.py does not fit {args.env_id} with {space}; use: {fits}")
 
 
 def save(folder: Path, args: Args, agent: Agent, optimizer, step: int, returns: list) -> None:
