@@ -6,9 +6,8 @@
     tensorboard --logdir runs                     the curves, live
 
 Read from top to bottom; all of PPO ends with train(), and what follows only runs it.
-`# [core-07] Title` marks an implementation detail, which docs/ppo.md explains. "Source" is a file
-of openai/baselines at commit ea25b9e, the official PPO ("ppo2"); DEVIATION says where this file
-differs from it.
+`# [core-07] Title` marks an implementation detail, which docs/ explains. "Source" is a file of
+openai/baselines at commit ea25b9e, the official PPO ("ppo2"); DEVIATION says where we differ.
 
 Shapes: T num_steps, N num_envs, B = T * N rows of a batch, M rows of a minibatch, D numbers in an
 observation. Row t of every array of the rollout belongs to step t.
