@@ -1,235 +1,308 @@
-"""Scripts as modules, edited or not, and recorded training runs."""
+"""Scripts as modules, edited or not, and what one of them did in a training run.
 
+A run is watched from outside: known environments write down what was done to them, torch's own
+hooks show each gradient step, and the agent's reading method shows which rows it read. How a script
+comes from the one to the other is its own business.
+"""
+
+import copy
+import inspect
 import itertools
+import json
+import os
 import sys
 import types
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 from unittest.mock import patch
 
+import gymnasium as gym
 import numpy as np
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.tensorboard import SummaryWriter
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "docs"), str(ROOT / "tests")]
 
-import build  # noqa: E402
+import build as details  # noqa: E402
 import known_envs  # noqa: E402
+import reference  # noqa: E402
 
 COUNTER = itertools.count()
+FEW = "--num-steps 8 --num-minibatches 2 --update-epochs 1".split()
+
+
+@dataclass
+class Rollout:
+    """T steps in N envs of Ends, by what the environments wrote down; rows are t * N + n."""
+
+    obs: np.ndarray  # (T, N, 3): env, episode, t, each / 10
+    next_obs: np.ndarray  # (T, N, 3), before a reset
+    actions: np.ndarray  # (T, N, ...)
+    terminated: np.ndarray  # (T, N)
+    dones: np.ndarray  # (T, N)
+    gae: inspect.BoundArguments  # what compute_gae was given
+    advantages: np.ndarray  # (T, N), what it gave back
+    steps: list["Step"] = field(default_factory=list)  # gradient steps on these rows
+
+
+@dataclass
+class Step:
+    """A gradient step, before it changes anything; `seen`: (M, 3), as a rollout's obs."""
+
+    lr: float
+    seen: np.ndarray
+    weights: dict[str, np.ndarray]
+    grads: dict[str, np.ndarray]
+
+
+class Ppo:
+    """What a test needs to know of a script; the children's own are below."""
+
+    name = "ppo.py"
+    actions = "discrete"  # what known_envs.py offers it
+    misfit = "HalfCheetah-v4"  # an env that it refuses
+    quick = ["--env-id", "CartPole-v1"]  # and more flags: short iterations on an env of its kind
+    sizes = "--num-envs 4 --num-steps 16 --num-minibatches 4 --update-epochs 4".split()
+    reads = ("Agent", "policy")  # the method that observations go through
+
+    @property
+    def parts(self) -> int:
+        """Minibatches an epoch."""
+        return int(self.sizes[self.sizes.index("--num-minibatches") + 1])
+
+    def plain(self, module) -> None:
+        """Make the script leave observations and rewards as they are."""
+
+    def spaces(self, observations: int, actions: int) -> tuple[gym.Space, gym.Space]:
+        return gym.spaces.Box(-1, 1, (observations,)), gym.spaces.Discrete(actions)
+
+    def encode(self, obs) -> torch.Tensor:
+        """Known observations (..., 3) as the network reads them."""
+        return torch.as_tensor(np.asarray(obs), dtype=torch.float32)
+
+    def decode(self, read: torch.Tensor) -> np.ndarray:
+        """The other way round: (M, 3)."""
+        return read.flatten(0, -2).numpy()
+
+    def policy(self, agent, obs):
+        return agent.policy(self.encode(obs))
+
+    def value(self, agent, obs):
+        return agent.value(self.encode(obs))
+
+    def play(self, agent, rollouts: list[Rollout], i: int):
+        """The policy and the values in all rows of rollout i, and the values of what followed."""
+        obs, after = (x.reshape(-1, 3) for x in (rollouts[i].obs, rollouts[i].next_obs))
+        return self.policy(agent, obs), self.value(agent, obs), self.value(agent, after)
+
+
+class Continuous(Ppo):
+    name, actions, misfit = "ppo_continuous.py", "box", "CartPole-v1"
+    quick = ["--env-id", "InvertedPendulum-v5"]
+
+    def plain(self, module):
+        module.RunningMeanStd.update = lambda stats, x: None
+        module.RunningMeanStd.std = lambda stats: np.ones(np.shape(stats.mean))
+
+    def spaces(self, observations, actions):
+        return gym.spaces.Box(-1, 1, (observations,)), gym.spaces.Box(-1, 1, (actions,))
+
+
+SCRIPTS = {cls.name: cls() for cls in (Ppo, Continuous)}
 
 
 def load(script: str, detail: str | None = None) -> types.ModuleType:
-    """A script as a fresh module; with `detail` taken out, if one is given."""
-    source = (ROOT / script).read_text()
+    """A script as a fresh module, or the file that the variable GRADED names in its place; with
+    `detail` taken out, if one is given."""
+    source = Path(os.environ.get("GRADED") or ROOT / script).read_text()
     if detail:
-        source = build.edited(source, build.removal(detail, script), detail)
+        source = details.edited(source, details.removal(detail, script), detail)
     module = types.ModuleType(f"{Path(script).stem}_{next(COUNTER)}")
     module.__file__, module.source = str(ROOT / script), source
+    module.adapter = SCRIPTS[script]
     sys.modules[module.__name__] = module  # dataclasses look their module up
     exec(compile(source, script, "exec"), module.__dict__)
     return module
 
 
-@dataclass
-class Record:
-    """What went through a training run, in order; arrays are copies."""
+class Run:
+    """A training run and what was seen of it."""
 
-    acted: list = field(default_factory=list)  # obs (N, D) the policy acted on
-    valued: list = field(default_factory=list)  # obs and next_obs (T, N, D) of each rollout
-    gae: list = field(default_factory=list)  # arguments and result of compute_gae
-    learned: list = field(default_factory=list)  # a dict per minibatch
-    losses: list = field(default_factory=list)  # what backward was called on
-    steps: list = field(default_factory=list)  # lr and gradient (all parameters) per Adam step
-    optimizers: list = field(default_factory=list)  # keyword arguments
-    scalars: dict = field(default_factory=dict)  # tag -> [(step, value)]
-    log: list = field(default_factory=list)  # known_envs.LOG
-    result: dict | None = None
+    def __init__(self, module, env: str = "Ends-v0", iterations: int = 1, plain=True, **settings):
+        """Train on a known environment; settings are Args' fields, True and False as flags."""
+        self.adapter = module.adapter
+        if plain:
+            self.adapter.plain(module)
+        self.agents, self.optimizers, self.scalars = [], [], {}
+        self.gae, self.steps = [], []  # one entry an iteration
+        seen, compute_gae, make_envs = [], module.compute_gae, module.make_envs
+        names = dict(zip(self.adapter.sizes[::2], self.adapter.sizes[1::2]))
+        names |= {f"--{k.replace('_', '-')}": v for k, v in settings.items()}
+        rows = int(names["--num-envs"]) * int(names["--num-steps"])
+        names |= {"--env-id": f"known_envs:{env}", "--eval-episodes": 0}
+        self.flags = ["--total-timesteps", str(rows * iterations)]
+        for flag, value in names.items():
+            if isinstance(value, bool):
+                self.flags.append(flag if value else flag.replace("--", "--no-", 1))
+            else:
+                self.flags += [flag, str(value)]
 
+        def fresh(*args, **kwargs):  # of envs that were made before only to be looked at
+            known_envs.LOG.clear()
+            known_envs.COUNT[0] = 0
+            return make_envs(*args, **kwargs)
 
-def unscaled(module: types.ModuleType) -> types.ModuleType:
-    """A script that leaves observations and rewards as they are (but for the clipping at 10): what
-    the others do, too, so that the details all share can be tested on it in the same way. Of
-    pictures, the network sees the numbers that stand in the newest."""
-    if hasattr(module, "RunningMeanStd"):
-        module.RunningMeanStd.update = lambda self, x: None
-        module.RunningMeanStd.std = lambda self: np.ones(self.mean.shape)
-    if hasattr(module, "NatureCNN"):
+        def made(agent, *args):
+            init(agent, *args)
+            self.agents.append(agent)
 
-        class Reader(torch.nn.Module):
-            def __init__(self, frames):
-                super().__init__()
-                self.hidden = module.layer_init(torch.nn.Linear(3, 512))
+        def read(agent, obs, *rest):
+            if torch.is_grad_enabled():
+                seen.append(self.adapter.decode(obs.detach().clone()))
+            return reads(agent, obs, *rest)
 
-            def forward(self, x):
-                return self.hidden((x[:, 3, 0, :3].float() - 100) / 10).tanh()
+        def estimate(*args, **kwargs):
+            bound = inspect.signature(compute_gae).bind(*args, **kwargs)
+            bound = {k: np.copy(v) for k, v in bound.arguments.items()}
+            result = compute_gae(*args, **kwargs)
+            self.gae.append((bound, np.copy(result)))
+            self.steps.append([])
+            return result
 
-        def make_env(args, video=None):
-            env = module.gym.make(args.env_id, **module.GAME)
-            env = module.gym.wrappers.RecordEpisodeStatistics(env)
-            space = module.gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
-            stack = lambda frame: np.stack([frame[:84, :84, 0]] * 4)  # noqa: E731
-            return module.gym.wrappers.TransformObservation(env, stack, space)
+        def before_step(optimizer, *_):
+            group = optimizer.param_groups[0]
+            parameters = dict(self.agents[0].named_parameters())
+            weights = {k: p.detach().numpy().copy() for k, p in parameters.items()}
+            grads = {k: np.zeros(p.shape) if p.grad is None else p.grad.numpy().copy()
+                     for k, p in parameters.items()}  # fmt: skip
+            self.steps[-1].append(Step(group["lr"], np.concatenate(seen), weights, grads))
+            seen.clear()
 
-        module.NatureCNN, module.make_env = Reader, make_env
-    return module
+        def add_scalar(writer, tag, value, step):
+            self.scalars.setdefault(tag, []).append((step, float(value)))
 
+        cls = getattr(module, self.adapter.reads[0])
+        init, reads = module.Agent.__init__, getattr(cls, self.adapter.reads[1])
+        hook = register_optimizer_step_pre_hook(before_step)
+        with ExitStack() as stack:
+            stack.callback(hook.remove)
+            for target, name, spy in [
+                (module.Agent, "__init__", made),
+                (cls, self.adapter.reads[1], read),
+                (module, "make_envs", fresh),
+                (module, "compute_gae", estimate),
+                (SummaryWriter, "add_scalar", add_scalar),
+            ]:
+                stack.enter_context(patch.object(target, name, spy))
+            try:
+                self.folder = module.main(self.flags)["folder"]
+            except SystemExit as stop:
+                raise AssertionError(f"the script ended with exit code {stop.code}") from stop
+        self.args = module.Args(**json.loads(Path(self.folder, "args.json").read_text()))
+        self.log = list(known_envs.LOG)
+        parameters = self.agents[0].named_parameters()
+        self.weights = {k: p.detach().numpy().copy() for k, p in parameters}  # at the end
 
-def record(module: types.ModuleType, *flags: str, scaled: bool = False) -> Record:
-    """Run a script's main with these flags and write down what happens; `scaled`: with running
-    statistics, in a script that has them."""
-    if not scaled:
-        unscaled(module)
-    # The call that gives the distribution: alone, or with the value where they share a trunk.
-    shared = "forward" in vars(module.Agent)
-    act = "forward" if shared else "policy"
-    rec, policy, value = Record(), getattr(module.Agent, act), module.Agent.value
-    scoring, read = [], []  # `read`: what an LSTM has seen since its output was last asked for
+    @cached_property
+    def taken(self) -> list[list[tuple]]:
+        """Of each env its steps (episode, t, action, reward, terminated, truncated), in order."""
+        envs = sorted({entry[1] for entry in self.log})
+        steps = [entry for entry in self.log if entry[0] == "step"]
+        return [[entry[2:] for entry in steps if entry[1] == env] for env in envs]
 
-    def plain(agent, obs):
-        """The environment's numbers, a row each."""
-        if hasattr(agent, "lstm"):
-            obs = torch.cat(read).flatten(0, 1) if read else obs
-            read.clear()
-        obs = known_envs.numbers(obs.numpy()) if shared else obs.detach().numpy().copy()
-        return obs[..., : agent.sizes[0]] if hasattr(agent, "sizes") else obs  # the mask follows
+    @cached_property
+    def rollouts(self) -> list[Rollout]:
+        """What the environments saw, a rollout for each call of compute_gae."""
+        found, T = [], self.args.num_steps
+        for i, (gae, advantages) in enumerate(self.gae):
+            rows = [steps[i * T : i * T + T] for steps in self.taken]
+            shape = (T, len(rows))
+            assert {len(row) for row in rows} == {T}, "an env was not stepped T times a rollout"
+            number, episode, t = np.zeros((3, *shape), int)
+            ends, actions = np.zeros((2, *shape), bool), [[None] * len(rows) for _ in range(T)]
+            for n, steps in enumerate(rows):
+                for k, (e, s, action, _, *over) in enumerate(steps):
+                    number[k, n], episode[k, n], t[k, n], ends[:, k, n] = n, e, s, over
+                    actions[k][n] = action
+            obs, after = (np.stack([number, episode, x], -1) / 10 for x in (t, t + 1))
+            ends = (ends[0], ends[0] | ends[1])
+            found.append(
+                Rollout(obs, after, np.array(actions), *ends, gae, advantages, self.steps[i])
+            )
+        return found
 
-    def rows(x):
-        """Of a minibatch, as (M, ...): an LSTM's is (T, n, ...)."""
-        x = x.detach()
-        return (x.flatten(0, 1) if hasattr(module, "LSTM") and x.ndim > 1 else x).numpy().copy()
+    def agent(self, weights: dict[str, np.ndarray]):
+        """A copy of the agent with these weights."""
+        twin = copy.deepcopy(self.agents[0])
+        with torch.no_grad():
+            for name, parameter in twin.named_parameters():
+                parameter.copy_(torch.as_tensor(weights[name]))
+        return twin
 
-    def grads(optimizer):
-        return [p.grad for p in optimizer.param_groups[0]["params"]]
+    def rows(self, i: int, step: Step) -> np.ndarray:
+        """Which rows of rollout i a gradient step read."""
+        states = np.rint(self.rollouts[i].obs.reshape(-1, 3) * 10).astype(int)
+        index = {tuple(state): row for row, state in enumerate(states.tolist())}
+        seen = [tuple(state) for state in np.rint(step.seen * 10).astype(int).tolist()]
+        assert set(seen) <= set(index), "a row was learned from that no step was taken from"
+        return np.array([index[state] for state in seen])
 
-    make_envs = module.make_envs
-
-    def fresh(*arguments):
-        known_envs.LOG.clear()  # of what was done to environments while the arguments were checked
-        return make_envs(*arguments)
-
-    pg, vf, gae = module.policy_loss, module.value_loss, module.compute_gae
-    backward, adam = torch.Tensor.backward, torch.optim.Adam
-
-    class Adam(adam):
-        def __init__(self, *args, **kwargs):
-            rec.optimizers.append(kwargs)
-            super().__init__(*args, **kwargs)
-
-        def step(self, *args):
-            flat = torch.cat([g.flatten().double() for g in grads(self)])
-            rec.steps.append({"lr": self.param_groups[0]["lr"], "grad": flat.numpy().copy()})
-            return super().step(*args)
-
-    class Writer:
-        def __init__(self, *args, **kwargs):
-            pass
-
-        def add_scalar(self, tag, scalar, step):
-            rec.scalars.setdefault(tag, []).append((step, float(scalar)))
-
-        def flush(self):
-            pass
-
-        close = flush
-
-    def spy_policy(self, obs):
-        result = policy(self, obs)
-        dist = result[0] if shared else result
-        if torch.is_grad_enabled():
-            numbers = {k: rows(v) for k, v in vars(dist).items() if k != "parts"}
-            numbers["parts"] = [rows(part.logp) for part in getattr(dist, "parts", [])]
-            rec.learned.append({"obs": plain(self, obs), "dist": numbers})
-            dist.log_prob = partial(spy_log_prob, dist.log_prob)
-        elif not scoring:
-            rec.acted.append(plain(self, obs))
-        return result
-
-    def spy_lstm(self, x, state):
-        read.append(x)
-        return lstm(self, x, state)
-
-    def spy_log_prob(log_prob, actions):
-        rec.learned[-1]["actions"] = rows(actions)
-        return log_prob(actions)
-
-    def spy_value(self, obs):
-        if not torch.is_grad_enabled():
-            rec.valued.append(plain(self, obs))
-        scoring.append(True)
-        result = value(self, obs)
-        scoring.pop()
-        return result
-
-    def spy_pg(advantages, ratio, clip_coef):
-        loss = pg(advantages, ratio, clip_coef)
-        row = {"advantages": advantages, "ratio": ratio, "pg_loss": loss}
-        rec.learned[-1] |= {k: rows(v) for k, v in row.items()} | {"clip": clip_coef}
-        return loss
-
-    def spy_vf(new_values, old_values, returns, clip_coef):
-        loss = vf(new_values, old_values, returns, clip_coef)
-        row = {
-            "new_values": new_values,
-            "old_values": old_values,
-            "returns": returns,
-            "v_loss": loss,
-        }
-        rec.learned[-1] |= {k: rows(v) for k, v in row.items()}
-        return loss
-
-    def spy_gae(*arguments):
-        result = gae(*arguments)
-        rec.gae.append([np.copy(a) for a in arguments] + [result.copy()])
-        return result
-
-    def spy_backward(self, *args, **kwargs):
-        rec.losses.append(self.item())
-        return backward(self, *args, **kwargs)
-
-    known_envs.LOG.clear()
-    known_envs.COUNT[0] = 0
-    with ExitStack() as stack:
-        if hasattr(module, "LSTM"):
-            lstm = module.LSTM.forward
-            stack.enter_context(patch.object(module.LSTM, "forward", spy_lstm))
-        for target, name, spy in [
-            (module.Agent, act, spy_policy),
-            (module.Agent, "value", spy_value),
-            (module, "make_envs", fresh),
-            (module, "policy_loss", spy_pg),
-            (module, "value_loss", spy_vf),
-            (module, "compute_gae", spy_gae),
-            (module, "SummaryWriter", Writer),
-            (torch.Tensor, "backward", spy_backward),
-            (torch.optim, "Adam", Adam),
-        ]:
-            stack.enter_context(patch.object(target, name, spy))
-        rec.result = module.main([*flags, "--eval-episodes", "0"])
-    rec.log = list(known_envs.LOG)
-    return rec
+    def minibatches(self, i: int, epsilon: float | None = None, **mistakes):
+        """Of each gradient step of iteration i: what it should be, by reference.objective, with
+        its gradients `grads` before any clipping."""
+        rollout, args = self.rollouts[i], self.args
+        epsilon = args.clip_coef if epsilon is None else epsilon
+        actions = torch.as_tensor(rollout.actions.reshape(-1, *rollout.actions.shape[2:]))
+        with torch.no_grad():
+            dist, *_ = self.adapter.play(self.agent(rollout.steps[0].weights), self.rollouts, i)
+            old = dist.log_prob(actions).double()
+        given = mistakes.get("gae", {})
+        advantages = reference.advantages(
+            *(rollout.gae | given).values(), **mistakes.get("sum", {})
+        )
+        advantages = torch.as_tensor(advantages).flatten()
+        values = torch.as_tensor(rollout.gae["values"]).double().flatten()
+        for step in rollout.steps:
+            agent, rows = self.agent(step.weights), self.rows(i, step)
+            dist, new, _ = self.adapter.play(agent, self.rollouts, i)
+            entropy = dist.entropy().expand(len(actions))
+            row = {"logp": dist.log_prob(actions), "old_logp": old, "entropy": entropy}
+            row |= {"value": new, "old_value": values}
+            row |= {"advantage": advantages, "target": advantages + values}
+            row = {key: x[rows].double() for key, x in row.items()}
+            expected = reference.objective(row, advantages, args, epsilon, **mistakes)
+            agent.zero_grad()
+            expected["loss"].backward()
+            grads = {name: np.zeros(p.shape) if p.grad is None else p.grad.double().numpy()
+                     for name, p in agent.named_parameters()}  # fmt: skip
+            yield {k: v.detach().numpy() for k, v in (row | expected).items()} | {"grads": grads}
 
 
-# ppo.py's defaults for all, so that one test can be run on every script.
-SIZES = "--num-envs 4 --num-steps 128 --num-minibatches 4 --update-epochs 4".split()
-SAME = "--learning-rate 2.5e-4 --gamma 0.99 --ent-coef 0.01 --vf-coef 0.5 --clip-coef 0.2".split()
-SAME = [*SIZES, *SAME]
-
-# A run of each script whose iterations are short, and how many rows such an iteration has.
-FEW = "--num-envs 4 --num-steps 8 --num-minibatches 2 --update-epochs 1".split()
-QUICK = {
-    "ppo.py": ["--env-id", "CartPole-v1", *SIZES],
-    "ppo_atari.py": ["--env-id", "BreakoutNoFrameskip-v4", *FEW],
-    "ppo_continuous.py": ["--env-id", "InvertedPendulum-v5", *SIZES],
-    "ppo_lstm.py": ["--env-id", "CartPole-v1", *SIZES],
-    "ppo_multidiscrete.py": ["--env-id", "CartPole-v1", *SIZES],
-}
-ROWS = dict.fromkeys(QUICK, 512) | {"ppo_atari.py": 32}
+def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray], rtol=1e-3) -> bool:
+    """Whether gradients are equal, to a thousandth of the largest number in them."""
+    size = max(np.abs(x).max() for x in b.values())
+    return all(np.abs(a[key] - b[key]).max() <= rtol * size + 1e-9 for key in b)
 
 
-def small(env: str = "Ends-v0", *flags: str, iterations: int = 3) -> list[str]:
-    """Flags of a run of 4 envs x 16 steps, 4 minibatches, on a known environment."""
-    sizes = ["--num-steps", "16", "--total-timesteps", str(64 * iterations)]
-    return ["--env-id", f"known_envs:{env}", *SAME, *sizes, *flags]
+def check_update(
+    run: Run, hints: dict[str, dict], i: int = 0, epsilon=None, limit="global"
+) -> None:
+    """The gradients of iteration i, as Adam gets them, are those of the formulas. If not, say which
+    of the mistakes in `hints` would explain them."""
+
+    def explains(epsilon=epsilon, limit=limit, **mistakes) -> list[bool]:
+        found = run.minibatches(i, epsilon, **mistakes)
+        limits = (reference.clipped(x["grads"], run.args.max_grad_norm, limit) for x in found)
+        return [same(step.grads, grads) for step, grads in zip(run.rollouts[i].steps, limits)]
+
+    if all(right := explains()):
+        return
+    first = f"gradient step {right.index(False) + 1} of iteration {i + 1}"
+    for hint, mistakes in hints.items():
+        if all(explains(**mistakes)):
+            raise AssertionError(f"{first} is wrong in a way that fits this: {hint}")
+    raise AssertionError(f"{first} is not what the formulas give")

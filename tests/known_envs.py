@@ -13,14 +13,15 @@ from functools import partial
 import gymnasium as gym
 import numpy as np
 
-LOG: list[tuple] = []  # ("reset", env, seed) and ("step", env, episode, t, action), in order
+# ("reset", env, seed) and ("step", env, episode, t, action, reward, terminated, truncated), in order
+LOG: list[tuple] = []
 COUNT = [0]  # envs made so far
 
 
-def action_space(n: int) -> gym.Space:
+def action_space(n: int, bound: float = 1) -> gym.Space:
     """n choices, the same and two more, or two torques."""
     if os.environ.get("ACTIONS") == "box":
-        return gym.spaces.Box(-1, 1, (2,))
+        return gym.spaces.Box(-bound, bound, (2,))
     if os.environ.get("ACTIONS") == "several":
         return gym.spaces.MultiDiscrete([n, 2])
     return gym.spaces.Discrete(n)
@@ -35,12 +36,13 @@ class Ends(gym.Env):
     """Observation (env, episode, t) / 10; episodes end after 5 steps, and after 7 by a time limit.
 
     Rewards are a fixed function of episode and t. Even episodes terminate, odd ones are truncated.
+    Torques have no bounds, unless one is given.
     """
 
     observation_space = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64)
 
-    def __init__(self, lengths=(5, 7), render_mode=None):
-        self.action_space = action_space(3)
+    def __init__(self, lengths=(5, 7), bound=np.inf, render_mode=None):
+        self.action_space = action_space(3, bound)
         self.lengths, self.number, self.episode = lengths, COUNT[0], -1
         COUNT[0] += 1
 
@@ -53,17 +55,12 @@ class Ends(gym.Env):
         return self.observe(), {}
 
     def step(self, action):
-        LOG.append(("step", self.number, self.episode, self.t, np.array(action).tolist()))
         reward = np.sin(3.0 * self.episode + self.t)
+        over, odd = self.t + 1 >= self.lengths[self.episode % 2], self.episode % 2 == 1
+        row = (np.array(action).tolist(), reward, over and not odd, over and odd)
+        LOG.append(("step", self.number, self.episode, self.t, *row))
         self.t += 1
-        over = self.t >= self.lengths[self.episode % 2]
-        return (
-            self.observe(),
-            reward,
-            over and self.episode % 2 == 0,
-            over and self.episode % 2 == 1,
-            {},
-        )
+        return self.observe(), *row[1:], {}
 
 
 class Reused(Ends):
@@ -74,6 +71,17 @@ class Reused(Ends):
             self.buffer = np.zeros(3)
         self.buffer[:] = super().observe()
         return self.buffer
+
+
+class Flat(Ends):
+    """Ends, but all that is seen and earned is 0."""
+
+    def observe(self):
+        return np.zeros(3)
+
+    def step(self, action):
+        obs, _, *rest = super().step(action)
+        return obs, 0.0, *rest
 
 
 class Probe(gym.Env):
@@ -352,7 +360,8 @@ register("Loss-v0", Lives, kwargs={"lives": ENDLESS, "meanings": NO_FIRE, "pay":
 register("Limited-v0", Lives, kwargs={"lives": [0] * 30, "meanings": NO_FIRE, "cut": True})
 register("Ends-v0", Ends)
 register("Long-v0", Ends, kwargs={"lengths": (1000, 1000)})
-register("Cut-v0", Ends, kwargs={"lengths": (4, 4)}, max_episode_steps=3)
+register("Both-v0", Ends, kwargs={"lengths": (3, 3)}, max_episode_steps=3)
+register("Torque-v0", Ends, kwargs={"bound": 1})
 register("Reused-v0", Reused)
 register("Shapes-v0", Shapes)
 register("Sized-v0", Sized)
@@ -369,3 +378,4 @@ for kind in ("constant", "delayed", "action", "observed", "endless"):
 for kind in ("reward", "obs"):
     register(f"Broken-{kind}-v0", Broken, kwargs={"kind": kind})
 register("Forever-v0", Ends, kwargs={"lengths": (10**9, 10**9)})
+register("Flat-v0", Flat)

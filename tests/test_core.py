@@ -1,0 +1,362 @@
+"""The details that all scripts share, a test each, on every script that carries the detail.
+
+test_removals.py runs them on scripts without their detail and expects them to fail.
+"""
+
+import numpy as np
+import pytest
+import torch
+from harness import Run, check_update
+from reference import adam, advantages, norm
+
+# Steps so large that ratios and values soon leave the clip range, and nothing else in the way.
+BARE = {"learning_rate": 0.01, "ent_coef": 0, "vf_coef": 0, "max_grad_norm": 1e9}
+FREE = BARE | {"norm_adv": False, "clip_vloss": False, "clip_coef": 1e9}
+
+
+def test_core_01_vectorized_architecture(ppo):
+    """Four different envs are reset once; a rollout goes on where the one before stopped."""
+    run = Run(ppo, "Long-v0", iterations=3)
+    resets = [entry[1] for entry in run.log if entry[0] == "reset"]
+    assert sorted(resets) == sorted({*resets}), "an env was reset again in the middle of an episode"
+    assert len(resets) == 4, "there are not four envs"
+    for rollout, start in zip(run.rollouts, (0, 16, 32), strict=True):
+        t = rollout.obs[..., 2] * 10
+        np.testing.assert_allclose(t, start + np.arange(16)[:, None].repeat(4, 1))
+        learned = [run.rows(i, step) for i, r in enumerate(run.rollouts) for step in r.steps]
+        assert len(np.unique(np.concatenate(learned))) == 64
+
+
+def test_core_02_orthogonal_initialization(ppo):
+    """Hidden weights times their transpose are 2 I, heads 1e-4 and 1; biases are 0."""
+    agent = ppo.Agent(*ppo.adapter.spaces(7, 3))
+    gains = {3: 1e-4, 1: 1.0}  # by the number of outputs: policy and value head; all others: 2
+    seen = []
+    for name, parameter in agent.named_parameters():
+        if name.startswith("lstm") or name == "log_std":
+            continue  # lstm-01, continuous-02
+        weight = parameter.detach().double().flatten(1 if parameter.ndim > 1 else 0).numpy()
+        if weight.ndim == 1:
+            assert not weight.any(), f"{name} is not 0"
+            continue
+        square = weight @ weight.T if weight.shape[0] <= weight.shape[1] else weight.T @ weight
+        gain = gains.get(weight.shape[0], 2.0)
+        wrong = f"{name} is not orthogonal times {gain**0.5:g}"
+        eye = np.eye(len(square))
+        np.testing.assert_allclose(square, gain * eye, atol=1e-5 * max(gain, 1e-2), err_msg=wrong)
+        seen.append(weight.shape[0])
+    assert seen.count(1) == seen.count(3) == 1
+
+
+def test_core_03_adams_epsilon(ppo):
+    """Gradients of about 1e-5 move weights by half of what they would if epsilon were 0."""
+    run = Run(ppo, max_grad_norm=1e-4, anneal_lr=False)
+    steps = run.rollouts[0].steps
+    for name, before in steps[0].weights.items():
+        grads, moved = [step.grads[name] for step in steps], run.weights[name] - before
+        by_eps = {eps: adam(grads, [step.lr for step in steps], eps) for eps in (1e-5, 1e-8, 1e-7)}
+        by_eps["1e-5, but before the bias is corrected,"] = adam(
+            grads, [step.lr for step in steps], 1e-5, before=True
+        )
+        near = {eps: np.allclose(moved, x, rtol=1e-2, atol=1e-6) for eps, x in by_eps.items()}
+        if not near[1e-5]:
+            like = [eps for eps, fits in near.items() if fits]
+            raise AssertionError(
+                f"{name} moved as if Adam's epsilon were {like or 'something else'}"
+            )
+
+
+def test_core_04_adam_learning_rate_annealing(ppo):
+    """lr in the first update, lr / iterations in the last, constant within each."""
+    run = Run(ppo, iterations=5, learning_rate=1e-3)
+    for i, rollout in enumerate(run.rollouts):
+        rates = {step.lr for step in rollout.steps}
+        assert len(rates) == 1, "the learning rate changes within an update"
+        wrong = f"{rates.pop() / 1e-3:.3g} of the learning rate in iteration {i + 1} of 5"
+        assert rollout.steps[0].lr == pytest.approx(1e-3 * (5 - i) / 5, rel=1e-9), wrong
+    constant = Run(ppo, iterations=2, learning_rate=1e-3, anneal_lr=False)
+    assert {step.lr for steps in constant.steps for step in steps} == {1e-3}
+
+
+def test_core_05_generalized_advantage_estimation(ppo):
+    """compute_gae equals the double sum of its definition, and is what the update learns from."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        arrays = rng.normal(size=(3, 12, 5)).astype(np.float32)
+        dones = rng.random((12, 5)) < 0.25
+        got = ppo.compute_gae(*arrays, dones, 0.97, 0.9)
+        right = advantages(*arrays, dones, 0.97, 0.9)
+        if np.allclose(got, right, atol=1e-5):
+            continue
+        for wrong, hint in [
+            (advantages(*arrays, dones, 0.97, 1.0), "lambda is missing: gae fades by gamma lambda"),
+            (advantages(*arrays, dones, 0.9, 0.97), "gamma and lambda are exchanged"),
+            (advantages(*arrays, dones, 0.97, 0.9, across=True), "the sum goes on over the dones"),
+            (right + arrays[1], "these are returns: without the values they are advantages"),
+        ]:
+            assert not np.allclose(got, wrong, atol=1e-5), hint
+        raise AssertionError("compute_gae is not the sum of (gamma lambda)^k delta_{t+k}")
+    ones, never = np.ones((3, 1), np.float32), np.zeros((3, 1), bool)
+    values, after = np.array([[10.0], [20], [30]]), np.array([[20.0], [30], [40]])
+    got = ppo.compute_gae(ones, values, after, never, 0.99, 0.95)
+    np.testing.assert_allclose(got[:, 0], [30.2395, 20.6693, 10.6], atol=1e-4)
+    run = Run(ppo, gamma=0.9, gae_lambda=0.8, **FREE | {"vf_coef": 1})
+    zero = {"gae": {"gae_lambda": 1.0}}
+    check_update(run, {"lambda is missing": zero, "gamma is missing": {"gae": {"gamma": 1.0}}})
+
+
+def test_core_06_mini_batch_updates(ppo):
+    """Each epoch cuts all rows into equal minibatches, in an order of its own."""
+    run = Run(ppo, "Long-v0", iterations=3, num_envs=8, num_steps=8)
+    epochs, parts, orders = run.args.update_epochs, run.args.num_minibatches, []
+    for i, rollout in enumerate(run.rollouts):
+        steps = [run.rows(i, step) for step in rollout.steps]
+        assert len(steps) == epochs * parts, f"{len(steps)} steps, not {parts} in each of {epochs}"
+        for epoch in range(epochs):
+            rows = steps[parts * epoch : parts * epoch + parts]
+            assert {len(part) for part in rows} == {64 // parts}, "minibatches aren't equally large"
+            order = np.concatenate(rows)
+            assert sorted(order) == list(range(64)), (
+                "a row is in no minibatch of an epoch, or in two"
+            )
+            orders.append(tuple(order))
+    assert len(set(orders)) == len(orders), "two epochs have the same order"
+
+
+def test_core_07_advantage_normalization(ppo):
+    """The policy's gradient is that of advantages with mean 0 and std 1 in each minibatch."""
+    hints = {
+        "the advantages are not normalized": {"normalize": "none"},
+        "mean and std are the whole batch's, not the minibatch's": {"normalize": "batch"},
+        "the mean is subtracted, but nothing divided": {"normalize": "mean"},
+        "they are divided by the std, but the mean is not subtracted": {"normalize": "std"},
+        "the std is that with n, not with n - 1": {"normalize": "n"},
+    }
+    check_update(Run(ppo, **BARE), hints)
+    check_update(
+        Run(ppo, **BARE | {"norm_adv": False}), {"--no-norm-adv": {"normalize": "minibatch"}}
+    )
+    # Equal advantages have no spread to divide by: they become 0, not NaN.
+    constant = Run(ppo, gamma=0, gae_lambda=0, env="Flat-v0", **BARE)
+    assert all(
+        np.isfinite(grad).all() for s in constant.steps for x in s for grad in x.grads.values()
+    )
+
+
+def test_core_08_clipped_surrogate_objective(ppo):
+    """No gradient where the ratio has moved far enough, but one where it moved the wrong way."""
+    run = Run(ppo, clip_coef=0.1, **BARE)
+    hints = {
+        "the ratio is not clipped": {"policy": "unclipped"},
+        "only the clipped term is there: take the smaller of the two": {"policy": "clipped"},
+        "the larger of the two terms is taken, not the smaller": {"policy": "optimistic"},
+        "the loss has the wrong sign: Adam goes down, the objective up": {"sign": -1},
+        "twice the loss": {"sign": 2},
+        "half the loss": {"sign": 0.5},
+    }
+    check_update(run, hints)
+    rows = list(run.minibatches(0))
+    ratio, advantage = (np.concatenate([x[k] for x in rows]) for k in ("ratio", "normalized"))
+    for side in (ratio > 1.1, ratio < 0.9):
+        assert (side & (advantage > 0)).any() and (side & (advantage < 0)).any()
+
+
+def test_core_09_value_function_loss_clipping(ppo):
+    """Half the mean of the larger of two squared errors, one of a value kept near its old one."""
+    bare = BARE | {"vf_coef": 1, "clip_coef": 0.05}
+    run = Run(ppo, **bare)
+    hints = {
+        "half the expected value: is it 1/2 twice?": {"half": 0.5},
+        "twice the expected value: did you forget the 1/2?": {"half": 2},
+        "the value is not clipped": {"error": "unclipped"},
+        "only the clipped error is there: take the larger of the two": {"error": "clipped"},
+        "the smaller of the two errors is taken, not the larger": {"error": "optimistic"},
+    }
+    check_update(run, hints)
+    rows = list(run.minibatches(0))
+    new, old, target = (
+        np.concatenate([x[k] for x in rows]) for k in ("value", "old_value", "target")
+    )
+    far, beyond = np.abs(new - old) > 0.05, (new > old) == (new > target)
+    assert (far & beyond).any() and (far & ~beyond).any()
+    check_update(Run(ppo, clip_vloss=False, **bare), {"--no-clip-vloss": {"error": "pessimistic"}})
+
+
+def test_core_10_overall_loss_and_entropy_bonus(ppo):
+    """policy loss - ent_coef * entropy + vf_coef * value loss."""
+    run = Run(ppo, **BARE | {"ent_coef": 0.3, "vf_coef": 0.7})
+    hints = {
+        "the entropy is missing": {"entropy": 0},
+        "the entropy has the wrong sign: more of it should lower the loss": {"entropy": -1},
+        "the value loss is not multiplied by vf_coef": {"vf": 1},
+        "the value loss is missing": {"vf": 0},
+        "the value loss has the wrong sign": {"vf": -0.7},
+    }
+    check_update(run, hints)
+
+
+def test_core_11_global_gradient_clipping(ppo):
+    """All gradients together are as long as max_grad_norm if they were longer, and not turned."""
+    hints = {
+        "the gradients are not clipped": {"limit": "none"},
+        "each parameter is clipped alone: the norm is that of all together": {"limit": "each"},
+        "each number is clipped, not the norm of all": {"limit": "number"},
+    }
+    run = Run(ppo, max_grad_norm=0.1, vf_coef=1.0)
+    check_update(run, hints)
+    before = [norm(x["grads"]) for x in run.minibatches(0)]
+    assert max(before) > 0.2
+    check_update(Run(ppo, max_grad_norm=2 * max(before), vf_coef=1.0), hints)
+
+
+def test_core_12_debug_variables(ppo):
+    """Logged numbers are means over all minibatches of all epochs of an iteration."""
+    run = Run(ppo, iterations=2, anneal_lr=False, **BARE | {"vf_coef": 0.5, "clip_coef": 0.1})
+    for i, rollout in enumerate(run.rollouts):
+        parts, values = list(run.minibatches(i)), rollout.gae["values"]
+        returns = rollout.advantages + values
+        expected, last = averages(parts), averages(parts[-1:])
+        assert expected["losses/clipfrac"] > 0.05
+        expected["losses/explained_variance"] = 1 - np.var(returns - values) / np.var(returns)
+        for tag, value in expected.items():
+            assert tag in run.scalars, f"{tag} is not logged"
+            logged = dict(run.scalars[tag]).get(run.args.batch_size * (i + 1))
+            alone = np.isclose(logged, last.get(tag, np.nan), rtol=1e-3)
+            wrong = f"{tag} of iteration {i + 1}{' is that of the last minibatch' if alone else ''}"
+            assert logged == pytest.approx(value, rel=2e-3, abs=2e-6), wrong
+
+
+def averages(parts: list[dict]) -> dict[str, float]:
+    """What should be logged of these minibatches."""
+    ratio = np.concatenate([x["ratio"] for x in parts])
+    log_ratio, names = np.log(ratio), ("policy_loss", "value_loss", "entropy")
+    assert np.abs(np.abs(ratio - 1) - 0.1).min() > 1e-7  # on the border either side is right
+    return {f"losses/{name}": np.mean([x[name].mean() for x in parts]) for name in names} | {
+        "losses/grad_norm": np.mean([norm(x["grads"]) for x in parts]),
+        "losses/old_approx_kl": -log_ratio.mean(),
+        "losses/approx_kl_k2": (log_ratio**2).mean() / 2,
+        "losses/approx_kl": (ratio - 1 - log_ratio).mean(),
+        "losses/clipfrac": (np.abs(ratio - 1) > 0.1).mean(),
+    }
+
+
+def test_core_13_separate_networks(ppo):
+    """The value moves no parameter that the policy depends on, and the other way round."""
+    agent, obs = ppo.Agent(*ppo.adapter.spaces(3, 4)), np.random.default_rng(0).normal(size=(8, 3))
+    value, dist = ppo.adapter.value(agent, obs), ppo.adapter.policy(agent, obs)
+    assert value.shape == (8,), "values (M, 1) would broadcast to (M, M) in the loss"
+    moved = []
+    for loss in (value.sum(), dist.log_prob(dist.sample().detach()).sum() + dist.entropy().sum()):
+        agent.zero_grad()
+        loss.backward()
+        grads = {name: p.grad for name, p in agent.named_parameters()}
+        moved.append({name for name, grad in grads.items() if grad is not None and grad.any()})
+    both = moved[0] & moved[1]
+    assert not both, f"policy and value share {sorted(both)}"
+    assert moved[0] | moved[1] == {name for name, _ in agent.named_parameters()}
+
+
+def test_aux_01_clip_range_annealing(ppo):
+    """With --anneal-clip epsilon falls from clip_coef to clip_coef / iterations; else it stays."""
+    bare = BARE | {"vf_coef": 0.5, "anneal_lr": False, "clip_coef": 0.2}
+    for anneal in (True, False):
+        run = Run(ppo, iterations=3, anneal_clip=anneal, **bare)
+        for i, share in enumerate((1, 2 / 3, 1 / 3)):
+            hints = {"epsilon is not annealed": {"epsilon": 0.2}} if anneal else {}
+            check_update(run, hints, i, epsilon=0.2 * (share if anneal else 1))
+            last = list(run.minibatches(i))[-1]["ratio"]
+            assert (np.abs(last - 1) > 0.2).any()
+
+
+def test_aux_03_early_stopping_on_kl(ppo):
+    """After each epoch, by k3 of its last minibatch; without a target no epoch is left out."""
+    parts, epochs = ppo.adapter.parts, 4
+    settings = BARE | {"learning_rate": 0.003, "update_epochs": epochs}
+    whole = Run(ppo, **settings)
+    assert len(whole.steps[0]) == epochs * parts
+    ratio = [x["ratio"] for x in list(whole.minibatches(0))[parts - 1 :: parts]]
+    k3 = [(r - 1 - np.log(r)).mean() for r in ratio]  # after each epoch
+    assert len(Run(ppo, target_kl=2 * max(k3), **settings).steps[0]) == epochs * parts
+    for target in (k3[0] / 2, k3[1] * 0.9, k3[2] * 0.9):
+        stop = next(i for i, kl in enumerate(k3, 1) if kl > target)
+        steps = len(Run(ppo, target_kl=target, **settings).steps[0])
+        wrong = f"{steps} steps, where the KL tells to stop after {stop} epochs of {parts}"
+        assert steps == stop * parts, wrong
+
+
+def test_extra_01_bootstrap_at_time_limits(ppo):
+    """A time limit's state keeps its own value, not 0, and not that of what the reset shows."""
+    for env in ("Ends-v0", "Reused-v0"):  # the second overwrites its observations
+        for bootstrap in (True, False):
+            run = Run(ppo, env, iterations=2, learning_rate=0.01, bootstrap_truncation=bootstrap)
+            limits = 0
+            for i, rollout in enumerate(run.rollouts):
+                agent = run.agent(rollout.steps[0].weights)
+                with torch.no_grad():
+                    _, values, after = run.adapter.play(agent, run.rollouts, i)
+                values, after = (x.numpy().reshape(rollout.dones.shape) for x in (values, after))
+                np.testing.assert_array_equal(rollout.gae["dones"], rollout.dones)
+                np.testing.assert_allclose(rollout.gae["values"], values, atol=1e-5)
+                cut = rollout.dones & ~rollout.terminated
+                got, limits = rollout.gae["next_values"], limits + cut.sum()
+                zero = got[rollout.terminated if bootstrap else rollout.dones]
+                assert not zero.any(), "the value after an end must be 0"
+                assert np.abs(after).min() > 1e-4
+                if bootstrap:
+                    assert got[cut].all(), "the value after a time limit is 0"
+                    wrong = "the value after a time limit is not that of the state it cut off"
+                    np.testing.assert_allclose(got[cut], after[cut], atol=1e-5, err_msg=wrong)
+                inside = ~rollout.dones
+                np.testing.assert_allclose(got[inside], after[inside], atol=1e-5)
+            assert limits >= 4
+    # An environment whose own end and time limit come together ended for good.
+    both = Run(ppo, "Both-v0").gae[0][0]
+    assert both["dones"].any() and not both["next_values"][both["dones"] & even(both)].any()
+
+
+def even(gae) -> np.ndarray:
+    """Rows of Both-v0's even episodes, of three steps each, which end by themselves."""
+    return (np.arange(len(gae["dones"])) // 3 % 2 == 0)[:, None] & np.ones_like(gae["dones"])
+
+
+def test_extra_02_explicit_reset(ppo):
+    """Every row that is learned from is a step that the env really took, with its own reward."""
+    run = Run(ppo, iterations=3)
+    for i, rollout in enumerate(run.rollouts):
+        learned = np.concatenate([run.rows(i, step) for step in rollout.steps])
+        assert set(learned) == set(range(run.args.batch_size))
+        rewards = [[s[3] for s in env[16 * i : 16 * i + 16]] for env in run.taken]
+        np.testing.assert_allclose(rollout.gae["rewards"], np.array(rewards).T, atol=1e-6)
+    lengths = [value for _, value in run.scalars["charts/episodic_length"]]
+    assert set(lengths) == {5, 7}
+
+
+def test_extra_04_seeds_that_no_two_runs_share(ppo):
+    """No two of 1,000 seeds x 4 stages x 16 envs share an env seed; and runs are given them."""
+    stages = ("train from 0", "train from 1", "train from 10", "evaluate")
+    seeds = [s for seed in range(1000) for x in stages for s in ppo.spawn_seeds(seed, x, 16)]
+    assert all(type(s) is int for s in seeds)
+    assert len(set(seeds)) == 1000 * 4 * 16, "runs with neighbouring seeds share envs"
+    runs = [Run(ppo, "Long-v0", seed=seed) for seed in (1, 2)]
+    given = [entry[2] for run in runs for entry in run.log if entry[0] == "reset"]
+    assert len(given) == 8 and None not in given and len(set(given)) == 8
+
+
+def test_extra_05_self_check(ppo):
+    """A policy that learns from other numbers than it acted on is stopped; a right one is not."""
+    run = Run(ppo, iterations=3)
+    assert max(value for _, value in run.scalars["debug/first_ratio_error"]) < 1e-4
+    cls, name = getattr(ppo, ppo.adapter.reads[0]), ppo.adapter.reads[1]
+    reads = getattr(cls, name)
+
+    def noisy(self, obs, *rest):
+        noise = torch.randint(0, 2, obs.shape).to(obs.dtype)
+        return reads(self, obs + noise if torch.is_grad_enabled() else obs, *rest)
+
+    setattr(cls, name, noisy)
+    try:
+        ppo.main(run.flags)
+    except SystemExit as stop:
+        assert stop.code == 1
+    else:
+        raise AssertionError("nothing noticed that acting and learning disagree")
