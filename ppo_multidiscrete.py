@@ -1,33 +1,25 @@
-"""PPO for several discrete choices a step in one file, with masks for those that are not valid.
+"""PPO for several choices a step in one file: ppo.py, and independent components with masks.
 
-    python ppo_multidiscrete.py                   Reacher-v5, 11 torques a joint, five minutes
-    python ppo_multidiscrete.py --env-id Taxi-v4  masked where the environment reports a mask
+    python ppo_multidiscrete.py                   Reacher-v5, 11 torques a joint, four minutes
+    python ppo_multidiscrete.py --env-id Taxi-v4  any Gymnasium environment that fits
     python ppo_multidiscrete.py --help            all settings
     tensorboard --logdir runs                     the curves, live
 
-What differs from ppo.py: an action has A components, each a choice of its own, and one probability.
-MultiDiscrete([3, 2]), say, is one of 3 directions and a button that is pressed or not: A = 2, with
-C = 5 choices. MultiBinary, Discrete (A = 1) and Box, cut into bins, are treated the same. Which
-choices are valid stands behind the numbers of an observation, as C flags.
+What differs from ppo.py: an action has A components, each one of up to K choices. MultiDiscrete,
+MultiBinary, Discrete (A = 1) and Box, cut into bins, are treated the same. A mask (A, K) holds True
+for the choices that are valid: those that the component has and the environment allows now.
 
-THE LESSON is all of PPO, to be read from top to bottom. THE RUN (checks, log, checkpoint,
-evaluation, command line) follows it; the lesson can be understood without it.
+Read from top to bottom; all of PPO ends with train(), and what follows only runs it.
+`# [core-07] Title` marks an implementation detail, which docs/ explains. "Source" is a file of
+openai/baselines at commit ea25b9e, the official PPO ("ppo2"); DEVIATION says where we differ.
 
-`# [core-07] Title` marks an implementation detail; it covers the lines below it up to the next
-blank line or dedent, or the whole function or class. docs/ppo_multidiscrete.md explains components
-and masks, docs/ppo.md all other details; both show what breaks without them. "Source" is a file of
-openai/baselines at commit ea25b9e, the official PPO ("ppo2"); DEVIATION says where this file
-differs from it.
-
-Shapes: T num_steps, N num_envs, B = T * N rows of a batch, M rows of a minibatch, A components of
-an action, C choices of all of them together, D numbers in an observation of the environment, D + C
-where it carries the flags (from make_env on). Row t of every array of the rollout belongs to step
-t.
+Shapes: T num_steps, N num_envs, B = T * N rows of a batch, M rows of a minibatch, D numbers in an
+observation. Row t of every array of the rollout belongs to step t.
 """
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
-#     "gymnasium[box2d,classic-control]==1.4.0",
+#     "gymnasium[box2d,classic-control,toy-text]==1.4.0",
 #     "moviepy==2.2.1",
 #     "mujoco==4.0.0",
 #     "numpy==2.4.6",
@@ -38,37 +30,26 @@ t.
 # ]
 # ///
 
+import fcntl
 import json
 import os
-import re
 import sys
 import time
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import partial
 from pathlib import Path
-from signal import SIGINT, SIGTERM, signal
-from warnings import filterwarnings
 
 import gymnasium as gym
 import numpy as np
 import torch
 import tyro
 from torch import nn
-from torch.nn.functional import linear
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-SCRIPT = "ppo_multidiscrete"  # names run folders and guards checkpoints
-ACTION_SPACES = (  # what the policy below can act in
-    gym.spaces.MultiDiscrete,
-    gym.spaces.MultiBinary,
-    gym.spaces.Discrete,
-    gym.spaces.Box,
-)
-
-# =================================== THE LESSON: all of PPO ===================================
+SCRIPT, ACTIONS = "ppo_multidiscrete", gym.spaces.MultiDiscrete  # which make_env makes of all
+if "--capture-video" in sys.argv and sys.platform == "linux" and "DISPLAY" not in os.environ:
+    os.environ.setdefault("MUJOCO_GL", "egl")  # draws without a screen; read when MuJoCo is loaded
 
 
 @dataclass
@@ -80,7 +61,6 @@ class Args:
     total_timesteps: int = 1_000_000  # steps of all envs together, rounded down to whole rollouts
     num_envs: int = 4  # N, environments stepped side by side
     num_steps: int = 512  # T, steps in each environment between two updates
-    observe: tuple[int, ...] = ()  # the entries of the flat observation to keep; none: all
     bins: int = 11  # equal parts of each number of a Box action; a choice plays a part's middle
     masks: bool = True  # obey info["action_mask"], where the environment reports one
     cuda: bool = False  # use a GPU if there is one; networks this small are faster on a CPU
@@ -103,17 +83,13 @@ class Args:
 
     eval_episodes: int = 10  # games played after training, sampled and again greedy; 0: none
     capture_video: bool = False  # film 1,000 steps of each evaluation, into the run folder
-    checkpoint_every: float = 10.0  # seconds between checkpoints, and between writes of the log
-    resume: str | None = None  # run folder to continue, with its settings
+    checkpoint_every: float = 10.0  # seconds between checkpoints: what a kill can lose
+    resume: str | None = None  # run folder to continue; flags given with it replace its settings
     evaluate: str | None = None  # run folder whose agent plays, without training
 
     @property
     def batch_size(self) -> int:
         return self.num_envs * self.num_steps
-
-    @property
-    def minibatch_size(self) -> int:
-        return self.batch_size // self.num_minibatches
 
     @property
     def num_iterations(self) -> int:
@@ -123,97 +99,75 @@ class Args:
 # ---------------------------------------- Environment ----------------------------------------
 
 
-# [aux-04 1/9] Invalid action masking
-# The mask travels in the observation's row: stored with it, it is met again in the update. Where
-# the environment reports none, everything is valid.
-class MaskInObservation(gym.Wrapper):
-    """Observation (D + C,): the environment's D numbers, then 1 for each valid choice and 0 for
-    each other, as its `info["action_mask"]` says: C flags, or a sequence with an array of flags for
-    each component."""
+# [aux-04 1/5] Invalid action masking
+# The environment says in info["action_mask"] what is valid: a flag for each choice, all components
+# after one another, in one array or one per component.
+class ActionMask(gym.Wrapper):
+    """Keeps in `mask` (A, K) the choices that are valid now."""
 
     def __init__(self, env: gym.Env, masks: bool):
         super().__init__(env)
-        self.masks, self.num_choices = masks, env.action_space.nvec.sum()  # C
-        size = env.observation_space.shape[0] + self.num_choices
-        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (size,))
+        nvec = env.action_space.nvec  # (A,), the choices of each component
+        self.masks, self.exists = masks, np.arange(nvec.max()) < nvec[:, None]  # (A, K)
 
-    def join(self, obs: np.ndarray, info: dict) -> np.ndarray:
-        flags, mask = info.get("action_mask") if self.masks else None, np.ones(self.num_choices)
+    def read(self, info: dict) -> None:
+        self.mask, flags = self.exists.copy(), info.get("action_mask") if self.masks else None
         if flags is not None:
-            if not isinstance(flags, np.ndarray):
-                flags = np.concatenate([np.ravel(part) for part in flags])
-            if flags.size != mask.size:
-                fail(f"action_mask has {flags.size} flags: give {mask.size}, one for each choice")
-            mask[:] = np.ravel(flags) > 0
-        return np.append(obs, mask).astype(np.float32)
+            self.mask[self.exists] = np.concatenate([np.ravel(part) for part in flags]) > 0
+        if not self.mask.any(1).all():
+            raise ValueError("action_mask leaves nothing valid: end the episode before that state")
 
     def reset(self, **kwargs):
         obs, info = self.env.reset(**kwargs)
-        return self.join(obs, info), info
+        self.read(info)
+        return obs, info
 
     def step(self, action):
-        obs, *outcome, info = self.env.step(action)
-        return self.join(obs, info), *outcome, info
-
-
-# [aux-04 2/9] Invalid action masking
-# Were all logits of a component -1e8, softmax would make all its invalid choices equally likely.
-def mask_error(obs: np.ndarray, nvec: np.ndarray) -> str:
-    """What is wrong if an observation (N, D + C) leaves a component no valid choice, else ""."""
-    mask, first = obs[:, -nvec.sum() :], nvec.cumsum() - nvec  # where each component's flags begin
-    fine = np.maximum.reduceat(mask, first, axis=1).all()  # the largest flag of each
-    return "" if fine else "action_mask leaves nothing valid: let the episode end before that state"
+        *outcome, info = self.env.step(action)
+        self.read(info)
+        return *outcome, info
 
 
 def make_env(args: Args, video: Path | None = None) -> gym.Env:
-    """One environment: observation (D,), actions as the policy's; `video`: folder for a film."""
-    env = gym.make(args.env_id, render_mode="rgb_array" if video else None)
+    """One environment with observations (D,); `video`: folder for a film of its first game."""
+    env = gym.make(args.env_id, **({"render_mode": "rgb_array"} if video else {}))
     if video:
-        film = {"video_length": 1000, "disable_logger": True}  # frames are kept in memory till then
-        env = gym.wrappers.RecordVideo(env, video, lambda game: game == 0, **film)
+        film = {"video_length": 1000, "disable_logger": True}  # frames stay in memory until then
+        env = gym.wrappers.RecordVideo(env, str(video), lambda game: game == 0, **film)
     env = gym.wrappers.FlattenObservation(env)  # Dict and n-d Box to (D,), Discrete to one-hot
-    if args.observe:
-        keep, full = list(args.observe), env.observation_space
-        part = gym.spaces.Box(full.low[keep], full.high[keep], dtype=full.dtype)
-        env = gym.wrappers.TransformObservation(env, lambda obs: obs[keep], part)
 
-    # [multidiscrete-01 1/4] Independent action components
+    # [multidiscrete-01 1/3] Independent action components
     # For the policy an action is (A,), each component counted from 0. The lambda gives it shape,
     # start and type of the environment's space; [()] makes a number of an array without axes.
     if isinstance(env.action_space, gym.spaces.Box):
         env = gym.wrappers.DiscretizeAction(env, args.bins, multidiscrete=True)
     space, start = env.action_space, getattr(env.action_space, "start", 0)
-    if isinstance(space, gym.spaces.MultiBinary):
-        nvec = np.full(space.shape, 2)  # how many choices each component has
-    else:
-        nvec = np.array(space.n if isinstance(space, gym.spaces.Discrete) else space.nvec)
+    nvec = np.array(getattr(space, "nvec", getattr(space, "n", 2)))
+    nvec = np.full(space.shape, 2) if isinstance(space, gym.spaces.MultiBinary) else nvec
     env = gym.wrappers.TransformAction(
         env,
         lambda action: (action.reshape(nvec.shape) + start).astype(space.dtype)[()],
         gym.spaces.MultiDiscrete(nvec.ravel()),
     )
-
-    # [aux-04 3/9] Invalid action masking
-    return MaskInObservation(env, args.masks)
+    return ActionMask(env, args.masks)
 
 
-def make_envs(args: Args, num_envs: int, video: Path | None = None) -> gym.vector.VectorEnv:
-    """Envs stepped together: observations (num_envs, D), rewards (num_envs,)."""
-    makers = [partial(make_env, args, None if i else video) for i in range(num_envs)]
-    # [extra-02 1/2] Explicit reset (no autoreset)
-    # Gymnasium's default spends a step on each reset: its action is ignored and its row teaches
-    # nothing. Without autoreset, step() always returns the true successor.
+# [extra-02 1/2] Explicit reset (no autoreset)
+# Gymnasium's default spends a step on each reset: its action is ignored and its row teaches
+# nothing. Without autoreset, step() always returns the true successor.
+def make_envs(args: Args) -> gym.vector.VectorEnv:
+    """N environments stepped together: observations (N, D), rewards (N,)."""
     mode = gym.vector.AutoresetMode.DISABLED
-    return gym.vector.SyncVectorEnv(makers, copy=False, autoreset_mode=mode)  # rows are the copy
+    envs = gym.vector.SyncVectorEnv([lambda: make_env(args)] * args.num_envs, autoreset_mode=mode)
+    envs._add_info = lambda infos, info, i: infos  # unread here, and some envs' can't be joined
+    return envs
 
 
-# [extra-04] Env seeds that no two runs, ranks or phases share
+# [extra-04] Seeds that no two runs share, nor a run and its evaluation
 # With seed, seed + 1, ... runs 1 and 2 share all envs but one: their scores aren't independent.
-# Phases: 0 training envs, 1 evaluation envs, 2 torch in training, 3 torch in evaluation.
-def spawn_seeds(seed: int, rank: int, iteration: int, phase: int, n: int) -> list[int]:
-    """n seeds for process `rank` (0 if there is one) after `iteration` (0, or where it resumed)."""
-    sequence = np.random.SeedSequence([seed, rank, iteration, phase])
-    return [int(s) for s in sequence.generate_state(n, np.uint64)]
+def spawn_seeds(seed: int, stage: str, n: int) -> list[int]:
+    """n seeds for a stage of the run: "train from iteration 7", "evaluate"."""
+    return np.random.SeedSequence([seed, *stage.encode()]).generate_state(n, np.uint64).tolist()
 
 
 # ------------------------------------------ Network ------------------------------------------
@@ -229,125 +183,70 @@ def layer_init(layer: nn.Linear, gain: float = 2**0.5) -> nn.Linear:
     return layer
 
 
-class MLP(nn.Module):
+def mlp(inputs: int, outputs: int, gain: float) -> nn.Sequential:
     """Two hidden layers of 64 tanh units and a linear head: (..., inputs) -> (..., outputs)."""
-
-    def __init__(self, inputs: int, outputs: int, gain: float):
-        super().__init__()
-        self.hidden1 = layer_init(nn.Linear(inputs, 64))
-        self.hidden2 = layer_init(nn.Linear(64, 64))
-        self.head = layer_init(nn.Linear(64, outputs), gain)
-        self.tensors = tuple(self.parameters())  # looking them up takes as long as using them
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # As functions: through nn.Sequential the whole script takes 7% longer.
-        weight1, bias1, weight2, bias2, weight3, bias3 = self.tensors
-        x = linear(x, weight1, bias1).tanh()
-        x = linear(x, weight2, bias2).tanh()
-        return linear(x, weight3, bias3)
+    return nn.Sequential(
+        layer_init(nn.Linear(inputs, 64)),
+        nn.Tanh(),
+        layer_init(nn.Linear(64, 64)),
+        nn.Tanh(),
+        layer_init(nn.Linear(64, outputs), gain),
+    )
 
 
+# [multidiscrete-01 2/3] Independent action components
+# The probability of an action is the product of its components': logarithms and entropies are sums,
+# and there is one ratio to clip. Source: common/distributions.py#L206-L222.
 class Categorical:
-    """Distribution over actions from logits (..., actions); all its results are (...).
+    """Distribution over actions (..., A) from logits (..., A, K).
 
-    As torch.distributions.Categorical, which takes six times as long to act on four rows.
+    As torch.distributions.Categorical, which takes four times as long to act on four rows.
     """
 
     def __init__(self, logits: torch.Tensor):
         self.logp = logits.log_softmax(-1)
 
-    @property
+    def sample(self) -> torch.Tensor:
+        # Gumbel-max: the largest of log p + Gumbel noise. Source: common/distributions.py#L193.
+        return (self.logp - torch.empty_like(self.logp).exponential_().log()).argmax(-1)
+
+    def log_prob(self, actions: torch.Tensor) -> torch.Tensor:
+        return self.logp.gather(-1, actions.unsqueeze(-1)).squeeze(-1).sum(-1)
+
+    def entropy(self) -> torch.Tensor:
+        return -(self.logp.exp() * self.logp).sum((-1, -2))
+
     def mode(self) -> torch.Tensor:
         return self.logp.argmax(-1)
 
-    def sample(self) -> torch.Tensor:
-        # The exponential race: with E_i ~ Exp(1), argmax_i p_i / E_i picks i with probability p_i.
-        return (self.logp.exp() / torch.empty_like(self.logp).exponential_()).argmax(-1)
 
-    def log_prob(self, actions: torch.Tensor) -> torch.Tensor:
-        return self.logp.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
-
-    def entropy(self) -> torch.Tensor:
-        return -(self.logp.exp() * self.logp).sum(-1)
-
-
-# [multidiscrete-01 2/4] Independent action components
-# The probability of an action is the product of its components': logarithms and entropies are sums,
-# and there is one ratio to clip. Source: common/distributions.py#L206-L222.
-class MultiCategorical:
-    """Distribution over actions (..., A) from logits (..., n), a tensor for each component's n."""
-
-    def __init__(self, logits: tuple[torch.Tensor, ...]):
-        self.parts = [Categorical(part) for part in logits]
-
-    @property
-    def mode(self) -> torch.Tensor:
-        return torch.stack([part.mode for part in self.parts], -1)
-
-    def sample(self) -> torch.Tensor:
-        return torch.stack([part.sample() for part in self.parts], -1)
-
-    def log_prob(self, actions: torch.Tensor) -> torch.Tensor:
-        pairs = zip(self.parts, actions.unbind(-1), strict=True)
-        return sum(part.log_prob(choices) for part, choices in pairs)
-
-    def entropy(self) -> torch.Tensor:
-        return sum(part.entropy() for part in self.parts)
-
-
+# [aux-04 2/5] Invalid action masking
+# -1e8 gets probability 0 in float32; its gradient and its share of the entropy are 0, too. With
+# minus infinity the entropy would be 0 times infinity: NaN. Source: Huang and Ontanon 2020.
 class Agent(nn.Module):
     """The policy (actor) and the value function (critic)."""
 
     def __init__(self, obs_space: gym.Space, action_space: gym.Space):
         super().__init__()
-        # [multidiscrete-01 3/4] Independent action components
-        # One head for the choices of all components. Source: common/distributions.py#L76-L94.
-        # DEVIATION: MultiBinary has two choices a component; the official code one logit.
-        self.nvec = action_space.nvec.tolist()
-        self.sizes = [obs_space.shape[0] - sum(self.nvec), sum(self.nvec)]  # D, C
-        self.actor = MLP(*self.sizes, gain=0.01)
+        self.actor = mlp(obs_space.shape[0], len(action_space) * action_space.nvec.max(), gain=0.01)
 
         # [core-13] Separate networks for policy and value function
         # In a shared trunk both losses pull at the same weights; a second network is cheap.
         # Source: common/policies.py#L154-L166 (value_network="copy").
         # DEVIATION: by default the official code shares the trunk in classic control.
-        # [aux-04 4/9] Invalid action masking
-        # Both networks read the D numbers: the mask limits the choice and is no input.
-        self.critic = MLP(self.sizes[0], 1, gain=1.0)
+        self.critic = mlp(obs_space.shape[0], 1, gain=1.0)
 
-    # [aux-04 5/9] Invalid action masking
-    # -1e8 gets probability 0 in float32; its gradient and its share of the entropy are 0, too. With
-    # minus infinity the entropy would be 0 times infinity: NaN. Source: Huang and Ontanon 2020.
-    def policy(self, obs: torch.Tensor) -> MultiCategorical:
-        """The distribution over actions in each observation with its mask (..., D + C)."""
-        numbers, mask = obs.split(self.sizes, -1)
-        logits = self.actor(numbers).where(mask > 0, -1e8)
-        return MultiCategorical(logits.split(self.nvec, -1))
+    def policy(self, obs: torch.Tensor, mask: torch.Tensor) -> Categorical:
+        """The distribution over actions in each observation (..., D) with its mask (..., A, K)."""
+        return Categorical(self.actor(obs).view(mask.shape).where(mask, -1e8))
 
-    # [aux-04 6/9] Invalid action masking
-    # A value for the D numbers, whatever is valid.
     def value(self, obs: torch.Tensor) -> torch.Tensor:
-        """Expected discounted returns (...) from observations (..., D + C)."""
+        """Expected discounted returns (...) from observations (..., D)."""
         # Squeezed here, once: (M, 1) - (M,) would broadcast to an (M, M) loss without an error.
-        return self.critic(obs[..., : self.sizes[0]]).squeeze(-1)
+        return self.critic(obs).squeeze(-1)
 
 
-def flatten(agent: nn.Module) -> nn.Parameter:
-    """One vector of which all parameters, and one (its grad) of which all gradients become views.
-
-    Clipping and Adam then take one call each, not one for every tensor: the script 10% less time.
-    """
-    parameters = list(agent.parameters())
-    weights = nn.Parameter(nn.utils.parameters_to_vector(parameters).detach())
-    nn.utils.vector_to_parameters(weights.data, parameters)
-    weights.grad = torch.zeros_like(weights)
-    grads = weights.grad.split([parameter.numel() for parameter in parameters])
-    for parameter, grad in zip(parameters, grads, strict=True):
-        parameter.grad = grad.view_as(parameter)
-    return weights
-
-
-# ---------------------------------- Advantages and losses ------------------------------------
+# ------------------------------------------ Training ------------------------------------------
 
 
 # [core-05] Generalized Advantage Estimation
@@ -366,116 +265,94 @@ def compute_gae(rewards, values, next_values, dones, gamma: float, gae_lambda: f
     return advantages
 
 
-# [core-08] Clipped surrogate objective
-# A ratio beyond 1 +- epsilon earns nothing more, so its gradient is 0; one that moved the wrong
-# way is still pulled back. Source: ppo2/model.py#L77-L86.
-def policy_loss(advantages, ratio, clip_coef: float) -> torch.Tensor:
-    """Mean over rows (M,) of -min(ratio * advantage, clip(ratio, 1 +- epsilon) * advantage)."""
-    clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)
-    return -torch.min(ratio * advantages, clipped * advantages).mean()
-
-
-# [core-09] Value function loss clipping
-# The larger of two errors: the new value's, and that of one kept within epsilon of the old value.
-# Contested: two studies saw no gain, and epsilon is in units of return.
-# Source: ppo2/model.py#L68-L75.
-def value_loss(new_values, old_values, returns, clip_coef: float | None) -> torch.Tensor:
-    """Half the mean squared error over rows (M,); `clip_coef` None: no clipping."""
-    error = (new_values - returns) ** 2
-    if clip_coef is not None:
-        clipped = old_values + (new_values - old_values).clamp(-clip_coef, clip_coef)
-        error = torch.max(error, (clipped - returns) ** 2)
-    return 0.5 * error.mean()
-
-
-def approx_kl(log_ratio: torch.Tensor) -> list[torch.Tensor]:
-    """Estimates k1, k2, k3 of KL(old, new) from log(new / old) of sampled actions (Schulman 2020).
-
-    k1 is unbiased but can be negative; k2 is what the official code logs; k3 is unbiased and >= 0.
-    """
-    return [-log_ratio.mean(), (log_ratio**2).mean() / 2, (log_ratio.exp() - 1 - log_ratio).mean()]
-
-
-# ------------------------------------------ Training ------------------------------------------
-
-
-def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
+def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
     """Train an agent, or continue from a checkpoint; log and save into `folder`."""
     # --- 0. Setup
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
     torch.set_num_threads(1)  # networks this small gain nothing from a second core
-    first = checkpoint["iteration"] if checkpoint else 0
-    torch.manual_seed(spawn_seeds(args.seed, rank=0, iteration=first, phase=2, n=1)[0])
-    envs = make_envs(args, args.num_envs)
+    first = checkpoint["step"] // args.batch_size if checkpoint else 0  # iterations done before
+    torch_seed, *env_seeds = spawn_seeds(args.seed, f"train from {first}", 1 + args.num_envs)
+    torch.manual_seed(torch_seed)
+    envs = make_envs(args)
     agent = Agent(envs.single_observation_space, envs.single_action_space).to(device)
-    weights = flatten(agent)
 
     # [core-03] Adam's epsilon
     # 1e-5, where torch has 1e-8: tiny gradients take smaller steps. Source: ppo2/model.py#L100.
     # DEVIATION: TensorFlow adds it before bias correction: TensorFlow's early steps are smaller.
-    optimizer = torch.optim.Adam([weights], lr=args.learning_rate, eps=1e-5, fused=True)
+    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
+    if checkpoint:
+        agent.load_state_dict(checkpoint["agent"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
 
     # Row t: the agent saw obs[t] and took actions[t], which earned rewards[t] and led to
     # next_obs[t], the true successor even where an episode ended.
-    shape, space = (args.num_steps, args.num_envs), envs.single_action_space  # (T, N)
+    shape = (args.num_steps, args.num_envs)  # (T, N)
     obs = np.zeros(shape + envs.single_observation_space.shape, np.float32)
+    # [multidiscrete-01 3/3] Independent action components
+    choices = envs.envs[0].exists.shape  # (A, K)
+    masks, actions = np.zeros(shape + choices, bool), np.zeros(shape + choices[:1], np.int64)
     next_obs = np.zeros_like(obs)
-    actions = np.zeros(shape + space.shape, space.dtype)
-    logprobs, rewards = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    terminated, truncated = np.zeros(shape, bool), np.zeros(shape, bool)
-    episode_return, episode_length = np.zeros(args.num_envs), np.zeros(args.num_envs, int)
 
-    run = Run(args, folder, agent, optimizer, checkpoint)  # loads the checkpoint, if there is one
+    logprobs, rewards = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    terminated, truncated, dones = (np.zeros(shape, bool) for _ in range(3))
+    episode_return, episode_length = np.zeros(args.num_envs), np.zeros(args.num_envs, int)
+    last_returns = checkpoint["returns"] if checkpoint else []  # of the last 100 episodes
+
+    writer = SummaryWriter(folder, purge_step=first * args.batch_size + 1)  # cuts the lost steps
+    bar = tqdm(range(first + 1, args.num_iterations + 1), unit_scale=args.batch_size, unit=" steps")
+    started, saved = time.monotonic(), -np.inf
 
     # [core-01] Vectorized architecture
     # All envs are reset here, once. A rollout goes on where the last one stopped, in mid-episode:
     # T can be far shorter than an episode. Source: common/runners.py#L8-L14, ppo2/runner.py#L26.
-    env_seeds = spawn_seeds(args.seed, rank=0, iteration=first, phase=0, n=args.num_envs)
     current_obs, _ = envs.reset(seed=env_seeds)  # (N, D)
 
-    for iteration in range(first + 1, args.num_iterations + 1):
+    for iteration in bar:
         # --- 1. Annealing
         # [core-04] Adam learning rate annealing
         # Iterations count from 1: the last uses lr / num_iterations. Source: ppo2/ppo2.py#L133.
         remaining = 1 - (iteration - 1) / args.num_iterations
-        if args.anneal_lr:
-            optimizer.param_groups[0]["lr"] = remaining * args.learning_rate
+        optimizer.param_groups[0]["lr"] = args.learning_rate * (remaining if args.anneal_lr else 1)
 
         # [aux-01] Clip range annealing
         # Off by default, as in the official code. Source: ppo2/ppo2.py#L136-L137.
-        clip_coef = remaining * args.clip_coef if args.anneal_clip else args.clip_coef
+        clip_coef = args.clip_coef * (remaining if args.anneal_clip else 1)
 
         # --- 2. Rollout: T steps in N envs
         with torch.inference_mode():
             for t in range(args.num_steps):
                 obs[t] = current_obs
 
-                # [aux-04 7/9] Invalid action masking
-                if problem := mask_error(obs[t], space.nvec):
-                    run.abort(problem)
+                # [aux-04 3/5] Invalid action masking
+                # Row t: what was valid in obs[t].
+                masks[t] = envs.get_attr("mask")
+                mask = torch.as_tensor(masks[t], device=device)
+                dist = agent.policy(torch.as_tensor(obs[t], device=device), mask)
 
-                dist = agent.policy(torch.as_tensor(obs[t], device=device))
                 action = dist.sample()
                 actions[t], logprobs[t] = action.cpu().numpy(), dist.log_prob(action).cpu().numpy()
-
                 current_obs, rewards[t], terminated[t], truncated[t], _ = envs.step(actions[t])
                 next_obs[t] = current_obs
                 episode_return += rewards[t]
                 episode_length += 1
 
-                # [extra-02 2/2] Explicit reset (no autoreset)
-                # A finished env restarts only here; its last state is kept in next_obs[t].
-                done = terminated[t] | truncated[t]  # (N,)
-                if done.any():
-                    run.log_episodes(iteration, t, done, episode_return, episode_length)
-                    episode_return[done], episode_length[done] = 0, 0
-                    current_obs, _ = envs.reset(options={"reset_mask": done})
+                dones[t] = terminated[t] | truncated[t]
+                if dones[t].any():
+                    step = ((iteration - 1) * args.num_steps + t) * args.num_envs
+                    for i in np.flatnonzero(dones[t]):  # one number a step: hence + i
+                        writer.add_scalar("charts/episodic_return", episode_return[i], step + i + 1)
+                        writer.add_scalar("charts/episodic_length", episode_length[i], step + i + 1)
+                    last_returns = [*last_returns, *episode_return[dones[t]].tolist()][-100:]
+                    episode_return[dones[t]] = episode_length[dones[t]] = 0
+
+                    # [extra-02 2/2] Explicit reset (no autoreset)
+                    # A finished env restarts only here; its last state is kept in next_obs[t].
+                    current_obs, _ = envs.reset(options={"reset_mask": dones[t]})
 
         # --- 3. Values and advantages, (T, N)
         with torch.inference_mode():  # all rows at once: faster than a value with each action
             values = agent.value(torch.as_tensor(obs, device=device)).cpu().numpy()
             next_values = agent.value(torch.as_tensor(next_obs, device=device)).cpu().numpy()
-        dones = terminated | truncated
 
         # [extra-01] Bootstrap at time limits
         # A time limit is not a failure: the state it cut off keeps its value, or good states near
@@ -489,16 +366,21 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
         # --- 4. Update
         rollout = (obs, actions, logprobs, advantages, returns, values)
         batch = [torch.as_tensor(x, device=device).flatten(0, 1) for x in rollout]  # each (B, ...)
-        log_ratios, losses = [], []
+        log_ratios, losses = [], []  # of each gradient step
         for _ in range(args.update_epochs):
             # [core-06] Mini-batch updates
             # Shuffled anew each epoch, each row in one minibatch. Source: ppo2/ppo2.py#L157-L166.
-            order = torch.randperm(len(batch[0]), device=device)
-            for minibatch in zip(*(x[order].split(args.minibatch_size) for x in batch)):
+            for rows in torch.randperm(args.batch_size, device=device).chunk(args.num_minibatches):
+                minibatch = [x[rows] for x in batch]
                 mb_obs, mb_actions, mb_logprobs, mb_advantages, mb_returns, mb_values = minibatch
 
-                dist, new_values = agent.policy(mb_obs), agent.value(mb_obs)
+                # [aux-04 4/5] Invalid action masking
+                # The same masks again, or the ratio would compare two different distributions.
+                mb_masks = torch.as_tensor(masks, device=device).flatten(0, 1)[rows]
+                dist, new_values = agent.policy(mb_obs, mb_masks), agent.value(mb_obs)
+
                 log_ratio = dist.log_prob(mb_actions) - mb_logprobs  # log(new / old), (M,)
+                ratio = log_ratio.exp()
 
                 # [core-07] Advantage normalization, per minibatch
                 # Frees the policy's steps from the rewards' scale. Source: ppo2/model.py#L136-L139.
@@ -507,304 +389,192 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> Agent:
                     mb_advantages = mb_advantages - mb_advantages.mean()
                     mb_advantages = mb_advantages / (mb_advantages.std() + 1e-8)
 
-                pg_loss = policy_loss(mb_advantages, log_ratio.exp(), clip_coef)
-                value_clip = clip_coef if args.clip_vloss else None
-                v_loss = value_loss(new_values, mb_values, mb_returns, value_clip)
-                entropy = dist.entropy().mean()
+                # [core-08] Clipped surrogate objective
+                # A ratio beyond 1 +- epsilon earns nothing more, so its gradient is 0; one that
+                # moved the wrong way is still pulled back. Source: ppo2/model.py#L77-L86.
+                clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)
+                policy_loss = -torch.min(ratio * mb_advantages, clipped * mb_advantages).mean()
+
+                # [core-09] Value function loss clipping
+                # The larger of two errors: the new value's, and that of one kept within epsilon of
+                # the old value. Contested: two studies saw no gain, and epsilon is in units of
+                # return. Source: ppo2/model.py#L68-L75.
+                error = (new_values - mb_returns) ** 2
+                if args.clip_vloss:
+                    near = mb_values + (new_values - mb_values).clamp(-clip_coef, clip_coef)
+                    error = torch.max(error, (near - mb_returns) ** 2)
+                value_loss = 0.5 * error.mean()
 
                 # [core-10] Overall loss and entropy bonus
                 # One loss for policy and value; the bonus keeps the policy from committing itself
                 # before it has tried what else there is. Source: ppo2/model.py#L91.
-                loss = pg_loss - args.ent_coef * entropy + args.vf_coef * v_loss
+                entropy = dist.entropy().mean()
+                loss = policy_loss - args.ent_coef * entropy + args.vf_coef * value_loss
 
-                weights.grad.zero_()  # in place: optimizer.zero_grad() would drop the vector
+                optimizer.zero_grad()
                 loss.backward()
 
                 # [core-11] Global gradient clipping
                 # One norm over all parameters: only the length is cut, not the direction.
                 # Source: ppo2/model.py#L102-L108.
-                grad_norm = nn.utils.clip_grad_norm_(weights, args.max_grad_norm)
+                grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
 
                 optimizer.step()
                 log_ratios.append(log_ratio.detach())  # no .item(): it would wait for a GPU
-                losses.append(torch.stack([pg_loss, v_loss, entropy, grad_norm]).detach())
+                losses.append(torch.stack([policy_loss, value_loss, entropy, grad_norm]).detach())
 
             # [aux-03] Early stopping on KL
             # After each epoch, by its last minibatch; off by default. The rule is CleanRL's, the
             # idea Spinning Up's; the official ppo2 has none.
-            if args.target_kl is not None and approx_kl(log_ratios[-1])[2] > args.target_kl:  # k3
+            if args.target_kl is not None and (ratio - 1 - log_ratio).mean() > args.target_kl:
                 break
 
         # --- 5. Log, check, save
         # [core-12] Debug variables
-        # Means over all minibatches of all epochs: the last one alone is noise. Explained variance:
-        # 1 is perfect, 0 no better than a constant. Source: ppo2/ppo2.py#L183-L210.
-        pg_loss, v_loss, entropy, grad_norm = torch.stack(losses).mean(0).tolist()
+        # Means over all minibatches of all epochs: the last one alone is noise. k1, k2 and k3
+        # estimate KL(old, new) (Schulman 2020). Explained variance: 1 is perfect, 0 no better than
+        # a constant. Source: ppo2/ppo2.py#L183-L210.
         log_ratios = torch.stack(log_ratios)  # (gradient steps, M)
-        kl_k1, kl_k2, kl_k3 = (kl.item() for kl in approx_kl(log_ratios))
-        ratio_errors = (log_ratios.exp() - 1).abs()
-        metrics = {
-            "losses/policy_loss": pg_loss,
-            "losses/value_loss": v_loss,
-            "losses/entropy": entropy,
-            "losses/old_approx_kl": kl_k1,
-            "losses/approx_kl_k2": kl_k2,
-            "losses/approx_kl": kl_k3,
-            "losses/clipfrac": (ratio_errors > clip_coef).float().mean().item(),
+        ratios, step = log_ratios.exp(), iteration * args.batch_size
+        names = ("policy_loss", "value_loss", "entropy", "grad_norm")
+        metrics = dict(zip((f"losses/{n}" for n in names), torch.stack(losses).mean(0).tolist()))
+        metrics |= {
+            "losses/old_approx_kl": -log_ratios.mean().item(),  # k1: unbiased, may be negative
+            "losses/approx_kl_k2": (log_ratios**2).mean().item() / 2,  # k2: the official code's
+            "losses/approx_kl": (ratios - 1 - log_ratios).mean().item(),  # k3: unbiased, never < 0
+            "losses/clipfrac": ((ratios - 1).abs() > clip_coef).float().mean().item(),
             "losses/explained_variance": 1 - (returns - values).var() / max(returns.var(), 1e-8),
-            "losses/grad_norm": grad_norm,
             "charts/learning_rate": optimizer.param_groups[0]["lr"],
-            "debug/gradient_steps": len(losses),
-            "debug/first_ratio_error": ratio_errors[0].max().item(),
+            "charts/SPS": (iteration - first) * args.batch_size / (time.monotonic() - started),
+            "debug/first_ratio_error": (ratios[0] - 1).abs().max().item(),
         }
+        if bad := [tag for tag, value in metrics.items() if not np.isfinite(value)]:
+            fail(f"{bad[0]} is not finite in iteration {iteration}; the last checkpoint is kept", 1)
 
         # [extra-05] Self-check that the first minibatch's ratio is 1
         # Nothing is learned yet: acting and learning must agree on the probability of each action.
-        if (error := metrics["debug/first_ratio_error"]) > 1e-3:
-            run.abort(f"first ratio off 1 by {error:.1g}: look for altered rows or dropout")
+        if metrics["debug/first_ratio_error"] > 1e-3:
+            fail("the first ratio of an update is not 1: look for altered rows or dropout", 1)
 
-        arrays = {"observations": obs, "next observations": next_obs, "rewards": rewards}
-        run.end_iteration(iteration, metrics, arrays)
+        for tag, value in metrics.items():
+            writer.add_scalar(tag, value, step)
+        bar.set_postfix_str(f"return {np.mean(last_returns or np.nan):.1f}", refresh=False)
+        if iteration == args.num_iterations or time.monotonic() - saved > args.checkpoint_every:
+            writer.flush()
+            save(folder, args, agent, optimizer, step, last_returns)
+            saved = time.monotonic()
 
-    envs.close()
-    return agent
+    writer.close()
 
 
-# =================== THE RUN: checks, log, checkpoint, evaluation, command line ===================
-
-FREE = {"resume", "evaluate", "eval_episodes", "capture_video", "checkpoint_every"}  # on a resume
-MAY_BE_0 = "seed gamma gae_lambda ent_coef vf_coef eval_episodes checkpoint_every".split()
-HIGHEST = {"seed": 2**32 - 1, "gamma": 1, "gae_lambda": 1, "num_envs": 10**5, "num_steps": 10**6}
+# ------------------------ Running it: checkpoint, evaluation, command line ------------------------
 
 
 def fail(message: str, code: int = 2) -> None:
     """End the program with one sentence: what is wrong, and what to do."""
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    print("\nerror:", " ".join(message.split()), file=sys.stderr)
     raise SystemExit(code)
 
 
 def check(args: Args) -> None:
     """Refuse settings that can't work, before a file is written."""
     for name, value in vars(args).items():
-        low, high = 1 if type(value) is int else 1e-12, HIGHEST.get(name, 1e12)
-        low, flag = 0 if name in MAY_BE_0 else low, name.replace("_", "-")
+        low = 1 if name in ("num_envs", "num_steps", "num_minibatches", "update_epochs") else 0
+        high = {"gamma": 1, "gae_lambda": 1, "eval_episodes": 10_000}.get(name, 1e12)
         if type(value) in (int, float) and not low <= value <= high:  # NaN fails too
-            fail(f"--{flag} {value} is out of range: give a number from {low} to {high}")
-    rows = args.num_envs * args.num_steps
-    if rows % args.num_minibatches or args.minibatch_size < 2:
-        fail(f"--num-minibatches must cut {rows} rows (envs x steps) into parts of 2+")
+            fail(f"--{name.replace('_', '-')} {value} must lie between {low} and {high:g}")
+    if args.batch_size % args.num_minibatches or args.batch_size < 2 * args.num_minibatches:
+        fail(f"--num-minibatches must cut {args.batch_size} rows (envs x steps) into parts of 2+")
     if args.num_iterations < 1:
         fail(f"--total-timesteps must be at least one rollout (envs x steps): {args.batch_size}")
     try:
-        env = gym.make(args.env_id, render_mode="rgb_array" if args.capture_video else None)
-        flat = gym.wrappers.FlattenObservation(env).observation_space
-        if args.capture_video:  # it may be asked for on a machine that can't draw
-            env.reset()
-            env.render()
+        envs = make_envs(args)
+        envs.reset()
+        envs.step(envs.action_space.sample())
     except Exception as error:  # an environment may raise any
-        fix = "leave out --capture-video" if args.capture_video else "check its name"
-        fail(f"--env-id {args.env_id} can't be made, {fix} or install what it needs: {error!r}")
-    if not isinstance(env.action_space, ACTION_SPACES):
-        fits = "ppo.py Discrete, ppo_continuous.py Box, ppo_multidiscrete.py MultiDiscrete/Binary"
-        fail(f"{SCRIPT}.py can't act in {env.action_space}: use the script that fits ({fits})")
+        fail(f"--env-id {args.env_id} can't be made, reset and stepped: {error!r}")
+    shape, space = envs.envs[0].unwrapped.observation_space.shape, envs.single_action_space
+    if len(shape or ()) > 2 or not isinstance(space, ACTIONS) or np.any(getattr(space, "start", 0)):
+        fits = "for pictures ppo_atari.py, for Box ppo_continuous.py, else ppo_multidiscrete.py"
+        fail(f"{SCRIPT}.py does not fit {args.env_id} with {space}; use: {fits}")
 
-    # [multidiscrete-01 4/4] Independent action components
-    if not 2 <= args.bins <= 1000:
-        fail(f"--bins {args.bins} is out of range: give a number from 2 to 1000")
-    if isinstance(box := env.action_space, gym.spaces.Box):
-        if not (box.is_bounded() and box.dtype.kind == "f"):
-            fail(f"{box} can't be cut into bins: it takes real numbers within bounds")
 
-    if not isinstance(flat, gym.spaces.Box) or len(env.observation_space.shape or ()) == 3:
-        fail(f"{args.env_id} shows no vector: wrap it, or use ppo_atari.py if it is an Atari game")
-    if not all(0 <= entry < flat.shape[0] for entry in args.observe):
-        fail(f"--observe takes entries of the flat observation, 0 to {flat.shape[0] - 1}")
-
-    # [aux-04 8/9] Invalid action masking
-    make_env(args).reset(seed=args.seed)  # refuses a mask that does not fit
-
-    env.close()
+def save(folder: Path, args: Args, agent: Agent, optimizer, step: int, returns: list) -> None:
+    """Write another file, then rename it: a kill leaves the old checkpoint or the new one."""
+    state = {"script": SCRIPT, "args": vars(args), "step": step, "returns": returns}
+    state |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save(state, folder / "checkpoint.tmp")
+    (folder / "checkpoint.tmp").replace(folder / "checkpoint.pt")
 
 
 def load(folder: Path) -> tuple[Args, dict]:
     """Settings and checkpoint of a run; the file holds tensors and plain types only."""
-    path = folder / "checkpoint.pt"
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
         if checkpoint["script"] != SCRIPT:
-            fail(f"{path} is from {checkpoint['script']}.py: use that script")
+            fail(f"{folder} is a run of {checkpoint['script']}.py: use that script")
         return Args(**checkpoint["args"]), checkpoint
     except Exception as error:  # a damaged file makes torch raise any of a dozen kinds
-        fail(f"{path} is missing or damaged, give the folder of a run in runs/: {error!r:.200}")
+        fail(f"{folder} holds no whole checkpoint, give the folder of a run: {error!r:.200}")
 
 
-class Run:
-    """What a run shows and leaves behind: progress, log, checkpoint."""
-
-    def __init__(self, args: Args, folder: Path, agent, optimizer, checkpoint: dict | None):
-        self.args, self.folder, self.agent, self.optimizer = args, folder, agent, optimizer
-        settings = vars(args) | {"resume": None, "evaluate": None}
-        new = {"script": SCRIPT, "iteration": 0, "returns": []}
-        self.state = (checkpoint or new) | {"args": settings}
-        if checkpoint:
-            agent.load_state_dict(checkpoint["agent"])
-            optimizer.load_state_dict(checkpoint["optimizer"])
-        self.first_step = self.state["iteration"] * args.batch_size
-        self.started, self.stopping = time.time(), False
-        self.log = []  # written together with the checkpoint, so that a resume repeats no step
-        self.open(resumed=checkpoint is not None)
-        signal(SIGINT, self.on_signal)
-        signal(SIGTERM, self.on_signal)
-
-    def open(self, resumed: bool) -> None:
-        """Make the folder, the log and the first checkpoint; say what is going to happen."""
-        args, folder = self.args, self.folder
-        folder.mkdir(parents=True, exist_ok=resumed)
-        (folder / "args.json").write_text(json.dumps(self.state["args"], indent=2))
-        self.writer = SummaryWriter(folder, purge_step=self.first_step + 1)
-        self.save()
-        n, epochs, size = args.num_minibatches, args.update_epochs, args.batch_size
-        print(f"{args.num_envs} envs x {args.num_steps} steps = {size} rows", end=", ")
-        print(f"{n} minibatches x {epochs} epochs = {n * epochs} gradient steps an iteration")
-        parameters = list(self.agent.parameters())
-        size, device = sum(p.numel() for p in parameters), parameters[0].device
-        print(f"{args.num_iterations} iterations; {size:,} parameters on {device}; into {folder}")
-        if resumed:
-            print(f"on from step {self.first_step:,}; episodes that were in flight are lost")
-        sys.stdout.flush()
-        plain = "{n_fmt} of {total_fmt} steps, {elapsed}, {rate_fmt}{postfix}\n"  # no bar in a file
-        style = {} if sys.stderr.isatty() else {"bar_format": plain, "mininterval": 5}
-        total = args.num_iterations * args.batch_size
-        self.bar = tqdm(total=total, initial=self.first_step, unit=" steps", **style)
-
-    def on_signal(self, number, frame) -> None:
-        """Let the iteration finish; the second time, end at once."""
-        if self.stopping:
-            raise SystemExit(130)
-        self.stopping = True
-
-    def log_episodes(self, iteration: int, t: int, done, returns, lengths) -> None:
-        rows = self.args.batch_size // self.args.num_steps  # of one step in all environments
-        step = ((iteration - 1) * self.args.num_steps + t) * rows + 1
-        for i in np.flatnonzero(done):  # at steps of their own: TensorBoard shows one number a step
-            self.log.append(("charts/episodic_return", returns[i], step + i))
-            self.log.append(("charts/episodic_length", lengths[i], step + i))
-            self.state["returns"] = [*self.state["returns"], float(returns[i])][-100:]
-
-    def end_iteration(self, iteration: int, metrics: dict, arrays: dict) -> None:
-        """Stop at NaN; log and show; save when it is time; end the program if a signal came."""
-        stop, last = self.stopping, iteration == self.args.num_iterations
-        for name, value in (arrays | metrics).items():
-            if not np.isfinite(value).all():
-                fix = "mend the environment" if name in arrays else "try a lower --learning-rate"
-                self.abort(f"{name} not finite in iteration {iteration}: {fix}")
-        self.state["iteration"], step = iteration, iteration * self.args.batch_size
-        metrics["charts/SPS"] = (step - self.first_step) / (time.time() - self.started)
-        self.log += [(tag, value, step) for tag, value in metrics.items()]
-        score = np.mean(self.state["returns"] or np.nan)
-        self.bar.set_postfix_str(f"return {score:.1f}, KL {metrics['losses/approx_kl']:.1e}", False)
-        self.bar.update(self.args.batch_size)
-        if last or stop or time.time() - self.saved > self.args.checkpoint_every:
-            self.save()
-        if last or stop:
-            self.close()
-        if stop:
-            flag = "--evaluate" if last else "--resume"
-            print(f"stopped; go on with: python {SCRIPT}.py {flag} {self.folder}")
-            raise SystemExit(130)
-        self.stopping |= last  # a signal during the evaluation ends the program at once
-
-    def write_log(self) -> None:
-        for tag, value, step in self.log:
-            self.writer.add_scalar(tag, value, step)
-        self.writer.flush()
-        self.log.clear()
-
-    def save(self) -> None:
-        """Write another file, then rename it: a kill leaves the old checkpoint or the new one."""
-        self.write_log()
-        weights = {"agent": self.agent.state_dict(), "optimizer": self.optimizer.state_dict()}
-        torch.save(self.state | weights, self.folder / "checkpoint.tmp")
-        os.replace(self.folder / "checkpoint.tmp", self.folder / "checkpoint.pt")
-        self.saved = time.time()
-
-    def abort(self, message: str) -> None:
-        self.close()
-        fail(f"{message}; the last good checkpoint is {self.folder}/checkpoint.pt", code=1)
-
-    def close(self) -> None:
-        self.bar.close()
-        self.write_log()
-        self.writer.close()
-
-
-def evaluate(args: Args, agent: Agent, folder: Path, mode: str) -> list[float]:
+def evaluate(args: Args, checkpoint: dict, folder: Path, mode: str) -> list[float]:
     """Returns of full games, played one after the other with "sampled" or "greedy" actions."""
-    envs = make_envs(args, 1, folder / "videos" / mode if args.capture_video else None)
-    torch.manual_seed(spawn_seeds(args.seed, rank=0, iteration=0, phase=3, n=1)[0])
-    device, returns, cut = next(agent.parameters()).device, [], 0
-    for seed in spawn_seeds(args.seed, rank=0, iteration=0, phase=1, n=args.eval_episodes):
-        obs, _ = envs.reset(seed=[seed])
-        steps, total, over = 0, 0.0, False
+    env = make_env(args, folder / "videos" / mode if args.capture_video else None)
+    agent = Agent(env.observation_space, env.action_space)
+    agent.load_state_dict(checkpoint["agent"])
+    torch_seed, *env_seeds = spawn_seeds(args.seed, "evaluate", 1 + args.eval_episodes)
+    torch.manual_seed(torch_seed)
+    returns, cut = [], 0
+    for seed in env_seeds:
+        (obs, _), total, steps, over = env.reset(seed=seed), 0.0, 0, False
         while not over and steps < 27_000:  # Atari's own limit, in steps of 4 frames
-            # [aux-04 9/9] Invalid action masking
-            if problem := mask_error(obs, envs.single_action_space.nvec):
-                fail(problem, code=1)
-
             with torch.inference_mode():
-                dist = agent.policy(torch.as_tensor(obs, dtype=torch.float32, device=device))
-                action = dist.mode if mode == "greedy" else dist.sample()
-            obs, reward, terminated, truncated, _ = envs.step(action.cpu().numpy())
-            steps, total, over = steps + 1, total + reward[0], terminated[0] or truncated[0]
-        returns.append(float(total))
+                # [aux-04 5/5] Invalid action masking
+                mask = torch.as_tensor(env.get_wrapper_attr("mask"))
+                dist = agent.policy(torch.as_tensor(obs, dtype=torch.float32), mask)
+
+            action = dist.mode() if mode == "greedy" else dist.sample()
+            obs, reward, terminated, truncated, _ = env.step(action.numpy())
+            total, steps, over = total + float(reward), steps + 1, terminated or truncated
+        returns.append(total)
         cut += not over
-    envs.close()
-    note = f", {cut} of them cut at 27,000 steps" if cut else ""
-    mean, std = np.mean(returns), np.std(returns)
-    print(f"{mode}: return {mean:.1f} +- {std:.1f} in {len(returns)} games{note}")
+    env.close()
+    print(f"{mode}: return {np.mean(returns):.1f} +- {np.std(returns):.1f}", end=" ")
+    print(f"in {len(returns)} games, {cut} cut at 27,000 steps")
     return returns
 
 
 def main(argv: list[str] | None = None) -> dict:
     """Train, resume or evaluate as the command line says; the run's folder and its scores."""
     args, checkpoint = tyro.cli(Args, args=argv), None
-    sys.path.append(os.getcwd())  # where module:Name-v0 may find your module
-    quiet = {"PYGAME_HIDE_SUPPORT_PROMPT": "1"}
-    if args.capture_video and sys.platform == "linux" and "DISPLAY" not in os.environ:
-        quiet |= {"MUJOCO_GL": "egl", "SDL_VIDEODRIVER": "dummy"}  # draw without a screen
-    os.environ |= quiet | os.environ
-    filterwarnings("ignore", category=DeprecationWarning)  # such as "v4 is out of date"
-    with suppress(Exception):  # MuJoCo, where it is installed, writes a MUJOCO_LOG.TXT otherwise
-        import mujoco
-
-        warn = partial(tqdm.write, file=sys.stderr)
-        mujoco.set_mju_user_warning(lambda text: "deprecated" in text or warn(text))
+    flag = "--resume" if args.evaluate is None else "--evaluate"
+    run = args.resume if args.evaluate is None else args.evaluate
     name = f"{args.env_id}__{SCRIPT}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
-    folder = Path("runs", re.sub(r"[^\w.-]", "-", name))
-    if args.resume is not None and args.evaluate is not None:
-        fail("--resume trains on and --evaluate only plays: give one of the two")
-    given = args.evaluate if args.resume is None else args.resume
-    if given is not None:
-        folder = Path(given)
+    folder = Path(f"runs/{name.replace('/', '-')}" if run is None else run)
+    if run is not None:
         saved, checkpoint = load(folder)
-        args = tyro.cli(Args, args=argv, default=saved)
-        for name in vars(saved).keys() - FREE:
-            if getattr(args, name) != getattr(saved, name):
-                fail(f"--{name.replace('_', '-')} can't change in a run that exists: leave it out")
-        if args.resume is not None and checkpoint["iteration"] >= args.num_iterations:
-            fail(f"{folder} is trained to its end: use --evaluate, or train a new run")
+        args = replace(tyro.cli(Args, args=argv, default=saved), resume=None, evaluate=None)
+        if flag == "--resume" and checkpoint["step"] // args.batch_size >= args.num_iterations:
+            fail(f"{folder} is trained to its end: use --evaluate, or give more --total-timesteps")
     check(args)
-    if checkpoint:
-        env = make_env(args)
-        agent = Agent(env.observation_space, env.action_space)
-        try:
-            agent.load_state_dict(checkpoint["agent"])
-        except RuntimeError:
-            fail(f"{folder} doesn't fit {args.env_id}, whose spaces have changed: train a new run")
-    if args.evaluate is None:
-        agent = train(args, folder, checkpoint)
-    modes = ["sampled", "greedy"] if args.eval_episodes else []
-    scores = {mode: evaluate(args, agent, folder, mode) for mode in modes}
+    try:
+        if flag == "--resume":
+            print(f"{args.num_envs} envs x {args.num_steps} steps an iteration", end=", ")
+            print(f"{args.num_minibatches} minibatches x {args.update_epochs} epochs", end=", ")
+            print(f"{args.num_iterations} iterations; into {folder}", flush=True)
+            folder.mkdir(parents=True, exist_ok=run is not None)
+            with open(folder / "args.json", "a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                (folder / "args.json").write_text(json.dumps(vars(args), indent=2))
+                train(args, folder.absolute(), checkpoint)  # an env may change the directory
+            (_, checkpoint), flag = load(folder), "--evaluate"
+        modes = ["sampled", "greedy"] if args.eval_episodes else []
+        scores = {mode: evaluate(args, checkpoint, folder, mode) for mode in modes}
+    except BlockingIOError:
+        fail(f"{folder} is being trained by another process: wait for it, or stop it")
+    except KeyboardInterrupt:
+        fail(f"stopped; to go on: python {SCRIPT}.py {flag} {folder}", code=130)
     print(f"watch it: python {SCRIPT}.py --evaluate {folder} --capture-video")
     return {"folder": str(folder), **scores}
 
