@@ -300,8 +300,8 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
         for _ in range(args.update_epochs):
             # [core-06] Mini-batch updates
             # Shuffled anew each epoch, each row in one minibatch. Source: ppo2/ppo2.py#L157-L166.
-            for rows in torch.randperm(args.batch_size, device=device).chunk(args.num_minibatches):
-                minibatch = [x[rows] for x in batch]
+            order = torch.randperm(args.batch_size, device=device)
+            for minibatch in zip(*(x[order].chunk(args.num_minibatches) for x in batch)):
                 mb_obs, mb_actions, mb_logprobs, mb_advantages, mb_returns, mb_values = minibatch
                 dist, new_values = agent.policy(mb_obs), agent.value(mb_obs)
                 log_ratio = dist.log_prob(mb_actions) - mb_logprobs  # log(new / old), (M,)

@@ -179,19 +179,20 @@ class RunningMeanStd(nn.Module):
 
     def __init__(self, shape: tuple[int, ...]):
         super().__init__()
-        self.mean, self.m2, self.count = np.zeros(shape), np.full(shape, 1e-4), 1e-4
+        self.mean, self.m2, self.count = np.zeros(shape), np.full(shape, 1e-4), np.array(1e-4)
 
     def get_extra_state(self) -> tuple:  # what torch puts into the agent's state_dict
-        return self.mean.tolist(), self.m2.tolist(), float(self.count)
+        return self.mean.tolist(), self.m2.tolist(), self.count.tolist()
 
     def set_extra_state(self, state: tuple) -> None:
         self.mean, self.m2, self.count = (np.array(x) for x in state)
 
     def update(self, x: np.ndarray) -> None:  # n rows (n, *shape)
-        delta = x - self.mean
-        self.count = self.count + len(x)
-        self.mean = self.mean + delta.sum(0) / self.count
-        self.m2 = self.m2 + (delta * (x - self.mean)).sum(0)
+        mean, m2, count = self.mean, self.m2, self.count  # changed in place
+        delta = x - mean
+        count += len(x)
+        mean += delta.sum(0) / count
+        m2 += (delta * (x - mean)).sum(0)
 
     def std(self) -> np.ndarray:
         return np.sqrt(self.m2 / self.count + 1e-8)
@@ -392,8 +393,8 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
         for _ in range(args.update_epochs):
             # [core-06] Mini-batch updates
             # Shuffled anew each epoch, each row in one minibatch. Source: ppo2/ppo2.py#L157-L166.
-            for rows in torch.randperm(args.batch_size, device=device).chunk(args.num_minibatches):
-                minibatch = [x[rows] for x in batch]
+            order = torch.randperm(args.batch_size, device=device)
+            for minibatch in zip(*(x[order].chunk(args.num_minibatches) for x in batch)):
                 mb_obs, mb_actions, mb_logprobs, mb_advantages, mb_returns, mb_values = minibatch
                 dist, new_values = agent.policy(mb_obs), agent.value(mb_obs)
                 log_ratio = dist.log_prob(mb_actions) - mb_logprobs  # log(new / old), (M,)

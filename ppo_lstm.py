@@ -340,8 +340,9 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
             # Shuffled anew each epoch, each row in one minibatch. Source: ppo2/ppo2.py#L157-L166.
             # [lstm-04 2/3] Whole sequences as minibatches
             # Envs are shuffled, not rows: n of them a minibatch. Source: ppo2/ppo2.py#L167-L180.
-            for columns in torch.randperm(args.num_envs, device=device).chunk(args.num_minibatches):
-                *minibatch, mb_dones, mb_state = (x[:, columns] for x in batch)
+            order = torch.randperm(args.num_envs, device=device)
+            for minibatch in zip(*(x[:, order].chunk(args.num_minibatches, 1) for x in batch)):
+                *minibatch, mb_dones, mb_state = minibatch  # (T, n, ...), and (2, n, H)
                 mb_obs, mb_actions, mb_logprobs, mb_advantages, mb_returns, mb_values = minibatch
 
                 # [lstm-05 2/2] States rebuilt from the rollout's start

@@ -370,15 +370,14 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
         for _ in range(args.update_epochs):
             # [core-06] Mini-batch updates
             # Shuffled anew each epoch, each row in one minibatch. Source: ppo2/ppo2.py#L157-L166.
-            for rows in torch.randperm(args.batch_size, device=device).chunk(args.num_minibatches):
-                minibatch = [x[rows] for x in batch]
+            # [aux-04 4/5] Invalid action masking
+            # The same masks again, or the ratio would compare two different distributions.
+            tensors = [*batch, torch.as_tensor(masks, device=device).flatten(0, 1)]
+            order = torch.randperm(args.batch_size, device=device)
+            for minibatch in zip(*(x[order].chunk(args.num_minibatches) for x in tensors)):
+                *minibatch, mb_masks = minibatch
                 mb_obs, mb_actions, mb_logprobs, mb_advantages, mb_returns, mb_values = minibatch
-
-                # [aux-04 4/5] Invalid action masking
-                # The same masks again, or the ratio would compare two different distributions.
-                mb_masks = torch.as_tensor(masks, device=device).flatten(0, 1)[rows]
                 dist, new_values = agent.policy(mb_obs, mb_masks), agent.value(mb_obs)
-
                 log_ratio = dist.log_prob(mb_actions) - mb_logprobs  # log(new / old), (M,)
                 ratio = log_ratio.exp()
 
