@@ -32,7 +32,6 @@ import known_envs  # noqa: E402
 import reference  # noqa: E402
 
 COUNTER = itertools.count()
-FEW = "--num-steps 8 --num-minibatches 2 --update-epochs 1".split()
 
 
 @dataclass
@@ -65,14 +64,14 @@ class Ppo:
     name = "ppo.py"
     actions = "discrete"  # what known_envs.py offers it
     misfit = "HalfCheetah-v4"  # an env that it refuses
-    quick = ["--env-id", "CartPole-v1"]  # and more flags: short iterations on an env of its kind
-    sizes = "--num-envs 4 --num-steps 16 --num-minibatches 4 --update-epochs 4".split()
+    quick = "CartPole-v1"  # an env of its kind
+    sizes = "--num-envs 4 --num-steps 16 --num-minibatches 4 --update-epochs 4"
     reads = ("Agent", "policy")  # the method that observations go through
 
     @property
     def parts(self) -> int:
         """Minibatches an epoch."""
-        return int(self.sizes[self.sizes.index("--num-minibatches") + 1])
+        return int(self.sizes.split("--num-minibatches ")[1].split()[0])
 
     def plain(self, module) -> None:
         """Make the script leave observations and rewards as they are."""
@@ -94,15 +93,16 @@ class Ppo:
     def value(self, agent, obs):
         return agent.value(self.encode(obs))
 
-    def play(self, agent, rollouts: list[Rollout], i: int):
+    def play(self, run: "Run", agent, i: int):
         """The policy and the values in all rows of rollout i, and the values of what followed."""
-        obs, after = (x.reshape(-1, 3) for x in (rollouts[i].obs, rollouts[i].next_obs))
+        rollout = run.rollouts[i]
+        obs, after = (x.reshape(-1, 3) for x in (rollout.obs, rollout.next_obs))
         return self.policy(agent, obs), self.value(agent, obs), self.value(agent, after)
 
 
 class Continuous(Ppo):
     name, actions, misfit = "ppo_continuous.py", "box", "CartPole-v1"
-    quick = ["--env-id", "InvertedPendulum-v5"]
+    quick = "InvertedPendulum-v5"
 
     def plain(self, module):
         module.RunningMeanStd.update = lambda stats, x: None
@@ -112,7 +112,50 @@ class Continuous(Ppo):
         return gym.spaces.Box(-1, 1, (observations,)), gym.spaces.Box(-1, 1, (actions,))
 
 
-SCRIPTS = {cls.name: cls() for cls in (Ppo, Continuous)}
+class Lstm(Ppo):
+    name, reads = "ppo_lstm.py", ("Agent", "read")
+
+    def remember(self, agent, obs) -> torch.Tensor:
+        """What the LSTM puts out for observations that each are the first of an episode."""
+        x = self.encode(obs)[None]
+        return agent.read(x, torch.zeros(2, x.shape[1], 128))[0][0]
+
+    def policy(self, agent, obs):
+        return agent.policy(self.remember(agent, obs))
+
+    def value(self, agent, obs):
+        return agent.value(self.remember(agent, obs))
+
+    def play(self, run, agent, i):
+        state, outputs, after = torch.zeros(2, run.args.num_envs, 128), [], []
+        for j, rollout in enumerate(run.rollouts[: i + 1]):
+            reader = agent if j == i else run.agent(rollout.steps[0].weights)
+            with torch.set_grad_enabled(j == i and torch.is_grad_enabled()):
+                for t, dones in enumerate(rollout.dones):
+                    hidden, state = reader.read(self.encode(rollout.obs[t : t + 1]), state)
+                    if j == i:
+                        outputs.append(hidden)
+                        after.append(reader.read(self.encode(rollout.next_obs[t][None]), state)[0])
+                    state = state * torch.as_tensor(~dones[:, None])
+        outputs, after = (torch.cat(x).flatten(0, 1) for x in (outputs, after))
+        return agent.policy(outputs), agent.value(outputs), agent.value(after)
+
+
+class Several(Ppo):
+    name, actions, misfit = "ppo_multidiscrete.py", "several", "known_envs:Tuples-v0"
+
+    def spaces(self, observations, actions):
+        return gym.spaces.Box(-1, 1, (observations,)), gym.spaces.MultiDiscrete([actions])
+
+    def policy(self, agent, obs):
+        choices = agent.actor[-1].out_features
+        exists = torch.ones(1, choices, dtype=bool)
+        if choices == 6:  # known_envs.py: one of 3 and one of 2
+            exists = torch.tensor([[True, True, True], [True, True, False]])
+        return agent.policy(self.encode(obs), exists.expand(*np.shape(obs)[:-1], *exists.shape))
+
+
+SCRIPTS = {cls.name: cls() for cls in (Ppo, Continuous, Lstm, Several)}
 
 
 def load(script: str, detail: str | None = None) -> types.ModuleType:
@@ -137,10 +180,11 @@ class Run:
         self.adapter = module.adapter
         if plain:
             self.adapter.plain(module)
-        self.agents, self.optimizers, self.scalars = [], [], {}
+        self.agents, self.scalars = [], {}
         self.gae, self.steps = [], []  # one entry an iteration
         seen, compute_gae, make_envs = [], module.compute_gae, module.make_envs
-        names = dict(zip(self.adapter.sizes[::2], self.adapter.sizes[1::2]))
+        sizes = self.adapter.sizes.split()
+        names = dict(zip(sizes[::2], sizes[1::2]))
         names |= {f"--{k.replace('_', '-')}": v for k, v in settings.items()}
         rows = int(names["--num-envs"]) * int(names["--num-steps"])
         names |= {"--env-id": f"known_envs:{env}", "--eval-episodes": 0}
@@ -258,7 +302,7 @@ class Run:
         epsilon = args.clip_coef if epsilon is None else epsilon
         actions = torch.as_tensor(rollout.actions.reshape(-1, *rollout.actions.shape[2:]))
         with torch.no_grad():
-            dist, *_ = self.adapter.play(self.agent(rollout.steps[0].weights), self.rollouts, i)
+            dist, *_ = self.adapter.play(self, self.agent(rollout.steps[0].weights), i)
             old = dist.log_prob(actions).double()
         given = mistakes.get("gae", {})
         advantages = reference.advantages(
@@ -268,7 +312,7 @@ class Run:
         values = torch.as_tensor(rollout.gae["values"]).double().flatten()
         for step in rollout.steps:
             agent, rows = self.agent(step.weights), self.rows(i, step)
-            dist, new, _ = self.adapter.play(agent, self.rollouts, i)
+            dist, new, _ = self.adapter.play(self, agent, i)
             entropy = dist.entropy().expand(len(actions))
             row = {"logp": dist.log_prob(actions), "old_logp": old, "entropy": entropy}
             row |= {"value": new, "old_value": values}

@@ -13,7 +13,7 @@ from functools import partial
 import gymnasium as gym
 import numpy as np
 
-# ("reset", env, seed) and ("step", env, episode, t, action, reward, terminated, truncated), in order
+# In order: ("reset", env, seed), ("step", env, episode, t, action, reward, terminated, truncated).
 LOG: list[tuple] = []
 COUNT = [0]  # envs made so far
 

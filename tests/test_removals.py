@@ -25,7 +25,7 @@ def test_removal(script, name):
     with pytest.raises(AssertionError):
         test(load(script, name))
     adapter, steps = SCRIPTS[script], str(2 * 64)
-    flags = ["--env-id", "known_envs:Ends-v0", *adapter.sizes, "--total-timesteps", steps]
+    flags = ["--env-id", "known_envs:Ends-v0", *adapter.sizes.split(), "--total-timesteps", steps]
     load(script, name).main([*flags, "--eval-episodes", "0"])
 
 
