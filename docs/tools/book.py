@@ -1,4 +1,4 @@
-"""Write the book as a static site: python docs/book.py
+"""Write the book as a static site: python docs/tools/book.py
 
 Makes site/html/index.html and all that it links to, from README.md, docs/*.md and the scripts. It
 needs no server and no network: open it from disk. Formulas become MathML, which browsers draw by
@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 
 import annotate
-import build
+from details import DOCS, ROOT
 
-SITE = build.ROOT / "site"
+SITE = ROOT / "site"
 LINK = re.compile(r"(?<=\]\()(?!http|#)([^)\s#]+)(?:#([\w-]+))?(?=\))")
 # The link above an excerpt says with which line it begins.
 EXCERPT = re.compile(r"(\[\w+\.py:(\d+)-\d+\]\([^)]*\)\n\n```python)")
@@ -28,7 +28,7 @@ def staged(path: Path, text: str) -> tuple[str, set[Path]]:
 
     def retarget(match: re.Match) -> str:
         name, anchor = match.groups()
-        target = (path.parent / name).resolve().relative_to(build.ROOT)
+        target = (path.parent / name).resolve().relative_to(ROOT)
         hash_ = f"#{anchor.split('-L')[0]}" if anchor else ""  # a span of lines: its first
         if target.suffix == ".md":
             if target == Path("README.md"):
@@ -46,9 +46,9 @@ def staged(path: Path, text: str) -> tuple[str, set[Path]]:
 
 def pages() -> dict[str, tuple[Path, str]]:
     """Name on the site -> the file that it is made from, and its text."""
-    readme = (build.ROOT / "README.md").read_text()
-    found = {"map": (build.ROOT / "README.md", "# The map" + readme.partition("## The map")[2])}
-    for path in sorted((build.ROOT / "docs").glob("*.md")):
+    readme = (ROOT / "README.md").read_text()
+    found = {"map": (ROOT / "README.md", "# The map" + readme.partition("## The map")[2])}
+    for path in sorted(DOCS.glob("*.md")):
         found["index" if path.stem == "README" else path.stem] = path, path.read_text()
     return found
 
@@ -71,12 +71,12 @@ def main(site: Path = SITE) -> None:
             (stage / "source" / f"{target.stem}.html").write_text(annotate.page(str(target)))
         else:
             (stage / "files" / target).parent.mkdir(parents=True, exist_ok=True)
-            if (build.ROOT / target).is_dir():
-                shutil.copytree(build.ROOT / target, stage / "files" / target, dirs_exist_ok=True)
+            if (ROOT / target).is_dir():
+                shutil.copytree(ROOT / target, stage / "files" / target, dirs_exist_ok=True)
             else:
-                shutil.copy(build.ROOT / target, stage / "files" / target)
+                shutil.copy(ROOT / target, stage / "files" / target)
     for name in ("zensical.toml", "book.css", "iframe-worker.js"):
-        shutil.copy(build.ROOT / "docs" / "site" / name, site if name.endswith("toml") else stage)
+        shutil.copy(DOCS / "site" / name, site if name.endswith("toml") else stage)
     command = [sys.executable, "-m", "zensical", "build", "--strict", "-f", "zensical.toml"]
     subprocess.run(command, cwd=site, check=True)
     for path in (site / "html").glob("*.html"):

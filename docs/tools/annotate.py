@@ -1,4 +1,4 @@
-"""A script as a page with its explanations beside it; docs/book.py writes them into the site.
+"""A script as a page with its explanations beside it; book.py writes them into the site.
 
 The whole script stands with line numbers on one side and, beside each marker, what the detail is
 and why, from its section in docs/*.md, with a link to it. On a narrow screen an explanation stands
@@ -10,9 +10,11 @@ import re
 from itertools import pairwise
 from pathlib import Path
 
-import build
 import latex2mathml.converter
 import markdown
+from build import PART
+from details import ROOT, SCRIPTS, markers, registry, section
+from details import page as page_of
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
@@ -49,24 +51,21 @@ def formulas(text: str) -> str:
     return MATH.sub(lambda match: mathml(match[1] or match[2], block=bool(match[1])), text)
 
 
-def summary(name: str) -> tuple[str, str]:
-    """The file of a detail's section, and its What and Why as HTML."""
-    detail = build.registry()[name]
-    page = build.page(detail["scripts"][0], name).split("#")[0]
-    text = (build.ROOT / page).read_text()
-    section = build.PART.sub("", text.split(f'<a id="{name}"></a>')[1].split("<a id=")[0])
+def summary(name: str) -> str:
+    """What and Why of a detail's section, as HTML."""
+    text = PART.sub("", section(name))
     until = r"(?=\n\*\*(?:Source|Mistakes|Remove))"
-    said = re.search(rf"\*\*What\.\*\*.*?{until}", section, re.DOTALL).group()
+    said = re.search(rf"\*\*What\.\*\*.*?{until}", text, re.DOTALL).group()
     said = re.sub(r"\[([^\]]+)\]\((?!http)[^)]*\)", r"\1", said)  # links inside the book
-    return page, markdown.markdown(formulas(said), extensions=["tables", "fenced_code"])
+    return markdown.markdown(formulas(said), extensions=["tables", "fenced_code"])
 
 
 def note(name: str, site: dict) -> str:
-    page, body = summary(name)
+    home = Path(page_of(registry()[name]["scripts"][0])).stem
     title = f"{name} {html.escape(site['title'])}"
     count = f" ({site['site']} of {site['sites']})" if site["sites"] > 1 else ""
-    link = f'<a href="../{Path(page).stem}.html#{name}">{title}</a>{count}'
-    body = body if site["site"] == 1 else ""  # said once; other sites point to it
+    link = f'<a href="../{home}.html#{name}">{title}</a>{count}'
+    body = summary(name) if site["site"] == 1 else ""  # said once; other sites point to it
     return f'<div class="note" data-detail="{name}"><h2>{link}</h2>{body}</div>'
 
 
@@ -85,8 +84,8 @@ def lines(source: str) -> list[str]:
 
 
 def page(script: str) -> str:
-    source = (build.ROOT / script).read_text().rstrip("\n")
-    sites = [(n, s) for n, found in build.markers(source).items() for s in found]
+    source = (ROOT / script).read_text().rstrip("\n")
+    sites = [(n, s) for n, found in markers(source).items() for s in found]
     starts = {1} | {s["first"] for _, s in sites} | {s["last"] + 1 for _, s in sites}
     numbered = lines(source)
     edges = sorted(edge for edge in starts if edge <= len(numbered)) + [len(numbered) + 1]
@@ -99,7 +98,7 @@ def page(script: str) -> str:
         )
     light, dark = (HtmlFormatter(style=s).get_style_defs("pre") for s in ("xcode", "github-dark"))
     style = f"{STYLE}{light}\n@media (prefers-color-scheme: dark) {{ {dark} }}"
-    others = [f'<a href="{Path(other).stem}.html">{other}</a>' for other in build.scripts()]
+    others = [f'<a href="{Path(other).stem}.html">{other}</a>' for other in SCRIPTS]
     ways = " · ".join(['<a href="../index.html">The book</a>', *others])
     title = f"{script}, annotated" if sites else script
     return (

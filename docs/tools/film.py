@@ -1,4 +1,4 @@
-"""Film trained agents side by side: python docs/film.py RUN [RUN ...]
+"""Film trained agents side by side: python docs/tools/film.py RUN [RUN ...]
 
 Has each run's script play one greedy game with --capture-video, and puts the games side by side
 into docs/figures/agents.gif. A game that is shorter than the film begins again.
@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from details import DOCS, ROOT
 from moviepy import VideoFileClip
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
 SIZE, FPS, SECONDS, COLORS = 200, 12, 8, 96  # pixels of a side; what keeps the film under 2 MB
 
 
@@ -37,7 +37,7 @@ def main(runs: list[Path]) -> None:
     for i in range(FPS * SECONDS):
         row = np.hstack([np.asarray(game[i % len(game)]) for game in games])
         film.append(Image.fromarray(row).quantize(COLORS))
-    path = ROOT / "docs" / "figures" / "agents.gif"
+    path = DOCS / "figures" / "agents.gif"
     film[0].save(path, save_all=True, append_images=film[1:], duration=1000 // FPS, loop=0)
     print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
 

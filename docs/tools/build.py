@@ -1,0 +1,191 @@
+"""Write the generated parts of README.md and docs/*.md in place: python docs/tools/build.py
+
+A generated part stands between two comments, `<!-- begin KIND ARGUMENT -->` and `<!-- end -->`:
+
+    map                  the README's table of all details
+    code SCRIPT ID       the lines of a script that a detail's markers govern
+    diff SCRIPT          what a script changes in ppo.py, from its environment on
+    removal SCRIPT ID    the edit that takes the detail out, as a diff, the test that notices, and
+                         what was measured without it
+    source ID            the registry's sources and evidence
+    settings SCRIPT      the PPO flags of a script, with their defaults
+    scores NAME          an experiment's scores beside published ones
+    results NAME COLUMN  an experiment's scores, every seed, and the means of more columns
+    milestones NAME ...  an experiment's returns on the way, at some hundredths of a variant's run
+    speed                what docs/tools/bench.py --record measured
+    ablation NAME        what details were measured to add, as a table
+    measured ID          what "without it" means, and what a detail was measured to add
+    symptoms GROUP       what the log of ppo.py showed, broken in each way of a group
+
+Sources are docs/details.toml (the registry), the markers in the scripts and docs/results. With
+--check nothing is written, and the exit code is 1 if a part is not what it should be.
+"""
+
+import ast
+import difflib
+import re
+import sys
+from functools import cache
+
+import effects
+import results
+import tables
+from details import DOCS, ROOT, edited, markers, page, registry, removal, scripts, section  # noqa: F401
+
+PART = re.compile(r"(<!-- begin (\w+)(?: ([^>]*?))? -->\n).*?(<!-- end -->)", re.DOTALL)
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+BASELINES = (
+    "https://github.com/openai/baselines/blob/ea25b9e8b234e6ee1bca43083f8f3cf974143998/baselines/"
+)
+
+
+def source_link(source: str) -> str:
+    """A source of the registry as a Markdown link."""
+    if source.startswith("http"):
+        return f"[{source.removeprefix('https://')}]({source})"
+    return f"[{source}]({BASELINES}{source})"
+
+
+def lines_link(script: str, site: dict, base: str) -> str:
+    first, last = site["first"], site["last"]
+    return f"[{script}:{first}-{last}]({base}{script}#L{first}-L{last})"
+
+
+@cache
+def tests() -> dict[str, str]:
+    """Where each test stands, by its name."""
+    found = {}
+    for path in sorted((ROOT / "tests").glob("test_*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef):
+                found[node.name] = f"tests/{path.name}#L{node.lineno}-L{node.end_lineno}"
+    return found
+
+
+def test_link(detail: str, base: str) -> str:
+    name = registry()[detail]["test"]
+    return f"[{name}]({base}{tests()[name]})"
+
+
+def build_map() -> str:
+    """Every detail, its lines, its section, its test."""
+    rows = []
+    for name, detail in registry().items():
+        places = []
+        for script in detail["scripts"]:
+            sites = markers((ROOT / script).read_text())[name]
+            first, *others = (lines_link(script, site, "") for site in sites)
+            others = [other.replace(f"[{script}:", "[") for other in others]  # named once
+            places.append(", ".join([first, *others]))
+        row = {"": name}
+        row["detail, with its section"] = (
+            f"[{detail['title']}]({page(detail['scripts'][0])}#{name})"
+        )
+        row["lines"] = "<br>".join(places)
+        rows.append(row | {"test": test_link(name, "")})
+    return tables.markdown(rows)
+
+
+def build_code(script: str, name: str) -> str:
+    """What the detail's markers govern; lines that an earlier section shows are linked only."""
+    source, parts = (ROOT / script).read_text(), []
+    found = markers(source)
+    ids = [n for n in registry() if n in found and registry()[n]["scripts"][0] == script]
+    earlier = ids[: ids.index(name)] if name in ids else []
+    for site in found[name]:
+        link = lines_link(script, site, "../")
+        shown = [n for n in earlier if any(s["last"] == site["last"] for s in found[n])]
+        if shown:
+            parts.append(f"{link}: the lines shown under [{shown[0]}](#{shown[0]}).")
+            continue
+        lines = source.splitlines()[site["first"] - 1 : site["last"]]
+        margin = len(lines[0]) - len(lines[0].lstrip())
+        block = "\n".join(line[margin:] for line in lines)
+        parts.append(f"{link}\n\n```python\n{block}\n```")
+    return "\n\n".join(parts)
+
+
+def build_removal(script: str, name: str) -> str:
+    source = (ROOT / script).read_text()
+    without = edited(source, removal(name, script), name)
+    diff = difflib.unified_diff(source.splitlines(), without.splitlines(), n=1, lineterm="")
+    body = "\n".join(line for line in list(diff)[2:] if not line.startswith("@@"))
+    removed = f"```diff\n{body}\n```\n\nNoticed by {test_link(name, '../')}."
+    if measured := effects.section(name):
+        beside = f"[how, and what to make of it](ablations.md#{name})"
+        removed += f"\n\n**Measured** ({beside}):\n\n{measured}"
+    return removed
+
+
+def build_diff(script: str) -> str:
+    start = "# ---------------------------------------- Environment"
+    parent, child = ((ROOT / name).read_text().split(start)[1] for name in ("ppo.py", script))
+    diff = difflib.unified_diff(parent.splitlines(), child.splitlines(), n=1, lineterm="")
+    body = "\n".join("" if line.startswith("@@") else line for line in list(diff)[2:])
+    return f"```diff{body}\n```"
+
+
+def build_source(name: str) -> str:
+    detail = registry()[name]
+    return f"{', '.join(map(source_link, detail['source']))}. {detail['evidence']}"
+
+
+def build_settings(script: str) -> str:
+    """Fields of Args from num_envs up to those of evaluation, as flags."""
+    fields = re.search(
+        r"^    num_envs: .*?(?=^    eval_ep)", (ROOT / script).read_text(), re.M | re.S
+    )
+    found = re.findall(r"^ *(\w+): .*? = (\S+)  # (.+)$", fields[0], re.MULTILINE)
+    return tables.markdown(
+        {"flag": f"`--{name.replace('_', '-')}`", "default": default.replace("_", ","), "": said}
+        for name, default, said in found
+    )
+
+
+def build_measured(name: str) -> str:
+    without = re.search(r"\*\*Remove it\.\*\* (.+?)\n\n", section(name), re.DOTALL)[1]
+    return f"**Without it.** {without}\n\n{effects.section(name)}"
+
+
+BUILDERS = {
+    "map": build_map,
+    "code": build_code,
+    "diff": build_diff,
+    "removal": build_removal,
+    "source": build_source,
+    "settings": build_settings,
+    "scores": results.scores,
+    "results": results.summary,
+    "milestones": results.milestones,
+    "speed": results.speed,
+    "ablation": effects.table,
+    "measured": build_measured,
+    "symptoms": results.symptoms,
+}
+
+
+def rebuilt(text: str) -> str:
+    """A page with all of its generated parts as they should be."""
+
+    def part(match: re.Match) -> str:
+        begin, kind, arguments, end = match.groups()
+        return f"{begin}{BUILDERS[kind](*(arguments or '').split())}\n{end}"
+
+    return PART.sub(part, text)
+
+
+def main(check: bool) -> int:
+    stale = []
+    for path in PAGES:
+        text = path.read_text()
+        if (new := rebuilt(text)) != text:
+            stale.append(path.relative_to(ROOT))
+            if not check:
+                path.write_text(new)
+    for path in stale:
+        print(f"{path}: {'stale, run python docs/tools/build.py' if check else 'rebuilt'}")
+    return 1 if stale and check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main("--check" in sys.argv))

@@ -1,0 +1,201 @@
+"""The experiments: what docs/tools/experiments.py can run, and what their figures show."""
+
+import tomllib
+from dataclasses import dataclass, field
+
+from details import DOCS, registry, removal
+
+
+@dataclass
+class Experiment:
+    """Runs of some variants, each with every seed."""
+
+    variants: dict[str, str]  # name -> command line, without the seed
+    seeds: range
+    figures: dict[str, list[str]] = field(default_factory=dict)  # name -> variants in it
+    published: dict[str, dict[str, str]] = field(default_factory=dict)  # variant -> who -> score
+    edits: dict[str, list[list[str]]] = field(default_factory=dict)  # variant -> [find, replace]s
+    # Detail -> pairs of variants, one with it and one without it.
+    ablated: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    logged: dict[str, str] = field(  # column -> TensorBoard tag, of which it is the mean
+        default_factory=lambda: {
+            "explained_variance": "losses/explained_variance",
+            "value_loss": "losses/value_loss",
+        }
+    )
+    since: float = 0.9  # over the run from here on
+    may_stop: bool = False  # a run that stops by itself is a result, too
+    bins: int = 100  # points of a curve; 0: no curve
+
+
+TAXI = (
+    "ppo_multidiscrete.py --env-id Taxi-v4 --total-timesteps 500000 --num-envs 16 --num-steps 128"
+    " --num-minibatches 4 --update-epochs 4 --learning-rate 0.001 --ent-coef 0.01"
+)
+MUJOCO = "HalfCheetah-v4 Walker2d-v4 Hopper-v4 InvertedPendulum-v4 Pusher-v5 Humanoid-v4".split()
+LIMITED = "HalfCheetah-v4 Walker2d-v4 Hopper-v4 Pusher-v5".split()  # tried both ways
+PENDULUM = "ppo_continuous.py --env-id Pendulum-v1 --total-timesteps 400000 --eval-episodes 100"
+HIDDEN = "ppo.py --env-id hidden:CartPoleHidden-v1 --total-timesteps 1000000"
+ACROBOT = (
+    "ppo.py --env-id Acrobot-v1 --total-timesteps 150016 --eval-episodes 0 --learning-rate 0.005"
+)
+BASELINES_V2 = "openai/baselines, on v2"
+BREAKS = tomllib.loads((DOCS / "symptoms.toml").read_text())["break"]  # ways to break ppo.py
+PLAYED = ["core-01"]  # without it long episodes are never whole: games after training are compared
+
+
+def details_of(group: str) -> list[str]:
+    return [name for name in registry() if name.startswith(group)]
+
+
+def ablation(cases: dict[str, str], ids: list[str], seeds: range) -> Experiment:
+    """Each case as it is, and without each detail, by the edits of docs/details.toml."""
+    found = Experiment({}, seeds, may_stop=True, bins=25)
+    for case, command in cases.items():
+        found.variants[case] = f"{command} --eval-episodes {20 * any(n in PLAYED for n in ids)}"
+        for name in ids:
+            without = f"{case} without {name}"
+            found.variants[without] = f"{command} --eval-episodes {20 * (name in PLAYED)}"
+            found.edits[without] = removal(name, command.split()[0])
+            found.ablated.setdefault(name, []).append((case, without))
+    return found
+
+
+EXPERIMENTS = {
+    # Classic control with the defaults, and with time limits treated as deaths.
+    "classic": Experiment(
+        variants={
+            "CartPole-v1": "ppo.py --env-id CartPole-v1",
+            "CartPole-v1 no bootstrap": "ppo.py --env-id CartPole-v1 --no-bootstrap-truncation",
+            "Acrobot-v1": "ppo.py --env-id Acrobot-v1",
+            "Acrobot-v1 no bootstrap": "ppo.py --env-id Acrobot-v1 --no-bootstrap-truncation",
+            "MountainCar-v0": "ppo.py --env-id MountainCar-v0",
+        },
+        seeds=range(1, 11),
+        figures={
+            "CartPole-v1": ["CartPole-v1", "CartPole-v1 no bootstrap"],
+            "Acrobot-v1": ["Acrobot-v1", "Acrobot-v1 no bootstrap"],
+            "MountainCar-v0": ["MountainCar-v0"],
+        },
+        # 500,000 steps, 3 seeds: docs/benchmark/ppo.md and docs/rl-algorithms/ppo.md of CleanRL.
+        published={
+            "CartPole-v1": {"CleanRL": "490.04 ± 6.12", "openai/baselines": "497.54 ± 4.02"},
+            "Acrobot-v1": {"CleanRL": "-86.36 ± 1.32", "openai/baselines": "-81.82 ± 5.58"},
+            "MountainCar-v0": {"CleanRL": "-200.00 ± 0.00", "openai/baselines": "-200.00 ± 0.00"},
+        },
+    ),
+    # MuJoCo with the defaults, and with time limits treated as deaths. Pusher-v4 needs mujoco < 3.
+    "mujoco": Experiment(
+        variants={
+            **{env: f"ppo_continuous.py --env-id {env}" for env in MUJOCO},
+            **{
+                f"{env} no bootstrap": f"ppo_continuous.py --env-id {env} --no-bootstrap-truncation"
+                for env in LIMITED
+            },
+        },
+        seeds=range(1, 6),
+        figures={env: [env, f"{env} no bootstrap"][: 1 + (env in LIMITED)] for env in MUJOCO},
+        # 1,000,000 steps, 3 seeds: docs/benchmark/ppo_continuous_action.md of CleanRL; the blog
+        # post's table of the official code, on v2 of the environments.
+        published={
+            "HalfCheetah-v4": {"CleanRL": "1442.64 ± 46.03", BASELINES_V2: "2148.77 ± 1166.02"},
+            "Walker2d-v4": {"CleanRL": "2287.95 ± 571.78", BASELINES_V2: "3142.24 ± 982.25"},
+            "Hopper-v4": {"CleanRL": "2382.86 ± 271.74", BASELINES_V2: "2448.73 ± 596.13"},
+            "InvertedPendulum-v4": {"CleanRL": "963.09 ± 22.20"},
+            "Pusher-v5": {"CleanRL": "-40.38 ± 7.15 (v4)"},
+            "Humanoid-v4": {"CleanRL": "716.11 ± 49.08"},
+        },
+    ),
+    # Pendulum with settings made for it, with the defaults, and as if its time limit were a death.
+    "pendulum": Experiment(
+        variants={
+            "Pendulum-v1": f"{PENDULUM} --num-envs 4 --num-steps 512 --gamma 0.95"
+            " --learning-rate 0.001",
+            "Pendulum-v1, defaults": PENDULUM,
+            "Pendulum-v1, defaults, no bootstrap": f"{PENDULUM} --no-bootstrap-truncation",
+        },
+        seeds=range(1, 4),
+        figures={"Pendulum-v1": ["Pendulum-v1, defaults", "Pendulum-v1, defaults, no bootstrap"]},
+    ),
+    # CartPole without its velocities: what memory is for.
+    "memory": Experiment(
+        variants={
+            "ppo_lstm.py": "ppo_lstm.py --observe 0 2",
+            "ppo.py": HIDDEN,
+            "ppo.py, settings of ppo_lstm.py": f"{HIDDEN} --num-envs 32"
+            " --num-steps 64 --learning-rate 0.005 --gamma 0.98 --vf-coef 0.1",
+        },
+        seeds=range(1, 6),
+        figures={"CartPole-v1": ["ppo_lstm.py", "ppo.py", "ppo.py, settings of ppo_lstm.py"]},
+    ),
+    # The same two joints, as two choices of one torque in eleven and as two real numbers.
+    "reacher": Experiment(
+        variants={
+            "11 bins": "ppo_multidiscrete.py --env-id Reacher-v5",
+            "Gaussian": "ppo_continuous.py --env-id Reacher-v5",
+        },
+        seeds=range(1, 4),
+        figures={"Reacher-v5": ["11 bins", "Gaussian"]},
+    ),
+    "masks": Experiment(
+        variants={"masks": TAXI, "no masks": f"{TAXI} --no-masks"},
+        seeds=range(1, 6),
+        figures={"Taxi-v4": ["masks", "no masks"]},
+    ),
+    # The schedule is that of ten million steps. What was adopted may have been stopped before.
+    "atari": Experiment(
+        variants={"PongNoFrameskip-v4": "ppo_atari.py --env-id PongNoFrameskip-v4 --bf16"},
+        seeds=range(1, 2),
+        figures={"PongNoFrameskip-v4": ["PongNoFrameskip-v4"]},
+    ),
+    # What each detail buys: effects.py reads these.
+    "ablation-core": ablation(
+        {
+            "CartPole-v1": "ppo.py --env-id CartPole-v1 --total-timesteps 200000",
+            "Acrobot-v1": "ppo.py --env-id Acrobot-v1 --total-timesteps 200000",
+        },
+        ids=[*details_of("core"), "extra-01"],
+        seeds=range(1, 11),
+    ),
+    "ablation-continuous": ablation(
+        {
+            "HalfCheetah-v4": "ppo_continuous.py --env-id HalfCheetah-v4 --total-timesteps 300000",
+            "Hopper-v4": "ppo_continuous.py --env-id Hopper-v4 --total-timesteps 300000",
+        },
+        ids=[*details_of("continuous"), "extra-01"],
+        seeds=range(1, 6),
+    ),
+    "ablation-lstm": ablation(
+        {"CartPole-v1 without velocities": "ppo_lstm.py --observe 0 2 --total-timesteps 500000"},
+        ids=details_of("lstm"),
+        seeds=range(1, 6),
+    ),
+    "ablation-multidiscrete": ablation(
+        {"Reacher-v5": "ppo_multidiscrete.py --env-id Reacher-v5 --total-timesteps 300000"},
+        ids=["multidiscrete-01"],
+        seeds=range(1, 6),
+    ),
+    "ablation-masks": ablation({"Taxi-v4": TAXI}, ids=["aux-04"], seeds=range(1, 6)),
+    "ablation-atari": ablation(  # a seed: two hours
+        {"BreakoutNoFrameskip-v4": "ppo_atari.py --total-timesteps 500000 --bf16"},
+        ids=details_of("atari"),
+        seeds=range(1, 4),
+    ),
+    # ppo.py, broken in each of the ways of docs/symptoms.toml.
+    "symptoms": Experiment(
+        variants={entry["name"]: f"{ACROBOT} {entry.get('flags', '')}" for entry in BREAKS},
+        seeds=range(1, 4),
+        edits={entry["name"]: entry.get("edit", []) for entry in BREAKS},
+        logged={
+            "KL": "losses/approx_kl",
+            "clip fraction": "losses/clipfrac",
+            "entropy": "losses/entropy",
+            "explained variance": "losses/explained_variance",
+            "value loss": "losses/value_loss",
+            "gradient norm": "losses/grad_norm",
+        },
+        since=0.5,
+        may_stop=True,
+        bins=0,
+    ),
+}

@@ -1,0 +1,115 @@
+"""The figures of docs/figures, from docs/results: readable on white and on black, and the same
+bytes whenever they are drawn."""
+
+import effects
+import intervals
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import results
+from details import DOCS, registry
+from experiment_list import EXPERIMENTS, PLAYED
+
+GREY = "#808080"
+COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00"]  # Okabe and Ito's, for all eyes
+plt.switch_backend("svg")
+plt.rcParams |= {"svg.hashsalt": "ppo", "font.size": 11, "text.color": GREY}
+plt.rcParams |= {key: GREY for key in ("axes.labelcolor", "xtick.color", "ytick.color")}
+
+
+def save(fig: plt.Figure, name: str) -> None:
+    for axes in fig.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(GREY)
+    fig.tight_layout()
+    fig.savefig(DOCS / "figures" / f"{name}.svg", transparent=True, metadata={"Date": None})
+    plt.close(fig)
+
+
+def plot(axes: plt.Axes, curve: pd.DataFrame, color: str, label: str) -> None:
+    """Every seed thin, their mean thick, its 95% interval shaded, over environment steps."""
+    low, high = intervals.of_mean(curve.to_numpy().T)
+    axes.plot(curve.index, curve, color=color, alpha=0.25, linewidth=0.6)
+    axes.fill_between(curve.index, low, high, color=color, alpha=0.25, linewidth=0)
+    axes.plot(curve.index, curve.mean(axis=1), color=color, linewidth=2, label=label)
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:.0f}k")
+
+
+def draw(name: str) -> None:
+    """All figures of an experiment."""
+    curves, experiment = results.curves(name), EXPERIMENTS[name]
+    for figure, variants in experiment.figures.items():
+        fig, axes = plt.subplots(figsize=(7, 3.6))
+        for variant, color in zip(variants, COLORS):
+            if variant in curves:  # else not run so far
+                plot(axes, curves[variant], color, variant)
+        for source, score in experiment.published.get(variants[0], {}).items():
+            dash = "--" if source == "CleanRL" else ":"
+            level, label = float(score.split()[0]), f"{source}, published: {score}"
+            axes.axhline(level, color=GREY, linestyle=dash, linewidth=1, label=label)
+        axes.set(xlabel="environment steps", ylabel="return of an episode")
+        axes.legend(frameon=False, labelcolor=GREY)
+        save(fig, f"{name}-{figure}")
+    for detail, cases in experiment.ablated.items():
+        if cases := [case for case in cases if set(case) <= set(curves)]:
+            ablation(name, detail, cases, curves)
+    if experiment.ablated:
+        rank()
+
+
+def ablation(name: str, detail: str, cases: list[tuple[str, str]], curves: dict) -> None:
+    """A panel for each case, with the detail and without it."""
+    runs = results.runs(name)
+    fig, panels = plt.subplots(1, len(cases), figsize=(4 * len(cases), 2.6), squeeze=False)
+    for axes, pair in zip(panels[0], cases):
+        axes.set_title(pair[0], color=GREY, fontsize=11)
+        labels = [f"with {detail}", f"without {detail}"]
+        for place, (variant, color, label) in enumerate(zip(pair, COLORS, labels)):
+            if detail not in PLAYED:
+                plot(axes, curves[variant], color, label)
+                continue
+            scores = runs["sampled"][runs["variant"] == variant]
+            axes.plot([place] * len(scores), scores, "o", color=color, alpha=0.5)
+            axes.plot([place - 0.2, place + 0.2], [scores.mean()] * 2, color=color)
+            axes.set_xticks([0, 1], labels)
+            axes.set_xlim(-0.5, 1.5)
+    if detail not in PLAYED:
+        panels[0][0].legend(frameon=False, labelcolor=GREY)
+    save(fig, f"{name}-{detail}")
+
+
+def rank() -> None:
+    """What every detail adds, as a share of what there is to learn."""
+    found = [effect for name in effects.NAMES for effect in effects.effects(name)]
+    found.sort(key=lambda e: e.share)
+    fig, axes = plt.subplots(figsize=(9, 0.22 * len(found) + 0.8))
+    for place, e in enumerate(found):
+        low, high = e.interval or (e.adds, e.adds)
+        shares = np.array([low, high, e.adds]) / e.gain
+        shown = shares.clip(-0.5, 1.5)
+        grey = e.interval is None or low <= 0 <= high
+        color = GREY if grey else COLORS[0 if low > 0 else 1]
+        marker = "o" if shown[2] == shares[2] else "<>"[int(shares[2] > 0)]  # > and <: further out
+        axes.plot(shown[:2], [place, place], color=color, linewidth=2)
+        fill = "none" if e.interval is None else color
+        axes.plot(shown[2], place, marker, color=color, markerfacecolor=fill)
+    labels = [f"{registry()[e.detail]['title']} ({e.detail}), {e.case}" for e in found]
+    axes.set_yticks(range(len(found)), labels, fontsize=8)
+    axes.set_ylim(-1, len(found))
+    axes.axvline(0, color=GREY, linestyle="--", linewidth=1)
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
+    axes.set_xlabel("what the detail adds, as a share of all that is learned with it", loc="right")
+    save(fig, "ablations")
+
+
+def speed() -> None:
+    """A bar for each script, how many times as fast as Stable-Baselines3; a dot for each round."""
+    fig, axes = plt.subplots(figsize=(7, 3))
+    for (script, _), (rounds, _) in reversed(results.speeds().items()):
+        for name in rounds.filter(regex=f"^{script}").columns[::-1]:
+            times = rounds[name] / rounds["Stable-Baselines3"]
+            axes.barh(name, times.median(), color=COLORS[0], height=0.6)
+            axes.plot(times, [name] * len(times), ".", color=COLORS[4])
+    axes.axvline(1, color=GREY, linestyle="--", linewidth=1)
+    axes.set(xlabel="times as fast as Stable-Baselines3 (dots: rounds)")
+    save(fig, "speed")

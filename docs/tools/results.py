@@ -1,0 +1,122 @@
+"""What was measured, as the pages show it: runs, curves and tables from docs/results."""
+
+import intervals
+import pandas as pd
+import tables
+from experiment_list import BREAKS, EXPERIMENTS
+
+
+def runs(name: str) -> pd.DataFrame:
+    """A row per run, in the order of the experiment's variants, then by seed."""
+    found = tables.read(name)
+    found["variant"] = pd.Categorical(found["variant"], list(EXPERIMENTS[name].variants))
+    return found.dropna(subset="variant").sort_values(["variant", "seed"])
+
+
+def curves(name: str) -> dict[str, pd.DataFrame]:
+    """Per variant the mean returns of its runs' parts: rows are steps, columns are seeds."""
+    lines = {}
+    for variant, found in tables.read(f"{name}-curves").groupby("variant"):
+        line = found.pivot(index="step", columns="seed", values="return")
+        lines[variant] = line.interpolate("index", limit_direction="both")
+    return lines
+
+
+def summary(name: str, *columns: str) -> str:
+    """Scores of an experiment, every seed, and the means of more columns."""
+    rows = []
+    for variant, found in runs(name).groupby("variant", observed=True):
+        low, high = intervals.of_mean(found["score"].to_numpy())
+        row = {
+            "run": variant,
+            "mean": f"{found['score'].mean():.2f}",
+            "std": f"{found['score'].std(ddof=0):.2f}",
+            "95% interval": f"{low:.1f} to {high:.1f}",
+            "every seed": ", ".join(f"{score:.1f}" for score in found["score"]),
+        }
+        row |= {"std": "one run", "95% interval": ""} if len(found) == 1 else {}
+        rows.append(row | {column: f"{found[column].mean():.2f}" for column in columns})
+    return tables.markdown(rows)
+
+
+def scores(name: str) -> str:
+    """What was published beside ours."""
+    scores, rows = runs(name).set_index("variant")["score"], []
+    for variant, published in EXPERIMENTS[name].published.items():
+        ours, as_deaths = (
+            scores[scores.index == which] for which in (variant, f"{variant} no bootstrap")
+        )
+        if ours.empty:
+            continue
+        row = {
+            "environment": variant,
+            "seeds": len(ours),
+            "here, mean ± std": tables.spread(ours),
+            "lowest and highest seed": f"{ours.min():.1f} to {ours.max():.1f}",
+            "here, time limits as deaths": "",
+        }
+        if len(as_deaths):
+            fewer = f" ({len(as_deaths)} seeds)" * (len(as_deaths) != len(ours))
+            row["here, time limits as deaths"] = tables.spread(as_deaths) + fewer
+        rows.append(row | published)
+    return tables.markdown(rows)
+
+
+def milestones(name: str, variant: str, *shares: str) -> str:
+    """Returns of a variant's episodes on the way, at some hundredths of its run, over seeds."""
+    curve = curves(name)[variant].iloc[[int(share) - 1 for share in shares]]
+    rows = []
+    for label, of in (("lowest seed", "min"), ("mean", "mean"), ("highest seed", "max")):
+        at = {f"{round(step, -3):,}": f"{x:.0f}" for step, x in curve.agg(of, axis=1).items()}
+        rows.append({"steps": label, **at})
+    return tables.markdown(rows)
+
+
+def symptoms(group: str) -> str:
+    """What was broken in ppo.py and what the log showed, means over seeds."""
+    found, rows = runs("symptoms"), []
+    for entry in (entry for entry in BREAKS if entry["group"] == group):
+        seeds = found[found["variant"] == entry["name"]]
+        row, stopped = {"broken": entry["name"]}, seeds["stopped"].dropna()
+        if 0 < len(stopped) < len(seeds):
+            raise ValueError(f"{entry['name']}: some seeds stopped, some did not")
+        if len(stopped):
+            row["each seed stopped, seed 1 saying"] = stopped.iloc[0]
+        else:
+            row["return, each seed"] = ", ".join(f"{score:.0f}" for score in seeds["score"])
+            for column, mean in seeds[list(EXPERIMENTS["symptoms"].logged)].mean().items():
+                row[column] = f"{mean:.2g}" if abs(mean) < 100 else f"{mean:,.0f}"
+        rows.append(row | {"look at": entry["look"]})
+    return tables.markdown(rows)
+
+
+def speeds() -> dict[tuple[str, str], tuple[pd.DataFrame, pd.Series]]:
+    """Per script and environment: steps per second (rows are rounds, columns are who ran), and
+    how many microseconds a step takes at least, by kind of work."""
+    found = {}
+    for key, rows in tables.read("speed").groupby(["script", "environment"], sort=False):
+        speed, floor = rows[rows["kind"] == "speed"], rows[rows["kind"] == "floor"]
+        rounds = speed.pivot(index="round", columns="name", values="value")
+        found[key] = rounds, floor.set_index("name")["value"]
+    return found
+
+
+def speed() -> str:
+    """Each script beside Stable-Baselines3, and beside what no script could save."""
+    rows = []
+    for (script, environment), (rounds, floor) in speeds().items():
+        theirs = rounds["Stable-Baselines3"]
+        for name in rounds.filter(regex=f"^{script}"):
+            ours, times = rounds[name].median(), rounds[name] / theirs
+            row = {
+                "script": name,
+                "environment": environment,
+                "steps per second": f"{ours:,.0f}",
+                "Stable-Baselines3": f"{theirs.median():,.0f}",
+                "times as fast": f"{times.median():.2f} ({times.min():.2f} to {times.max():.2f})",
+            }
+            if name == script:  # the floor of a variant was not measured
+                row |= {f"alone: {kind}": f"{micros:,.0f} µs" for kind, micros in floor.items()}
+                row["share of the time"] = f"{floor.sum() * ours / 1e6:.0%}"
+            rows.append(row)
+    return tables.markdown(rows)

@@ -1,0 +1,111 @@
+"""The programs that measure: what they keep, and what they say of it."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import tables
+from effects import Effect, effects, section, table
+from experiment_list import EXPERIMENTS, Experiment
+from experiments import measure
+from results import curves, summary
+
+ORIGIN = ["seconds", "commit", "versions", "processor"]
+
+
+@pytest.fixture(autouse=True)
+def own_results(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    effects.cache_clear()
+    yield
+    effects.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "without, adds, verdict",
+    [
+        ([1, 1, 1, 1, 1], 7.0, "helps"),
+        ([-190, -150, -150, -150, -150], 166.0, "helps, 1 of 5 seeds learn nothing without it"),
+        ([20, 20, 20, 20, 20], -12.0, "hurts"),
+        ([4, 12, 8, 4, 12], 0.0, "no difference seen"),
+        ([-200, -180, -200, -180, -190], 198.0, "does not learn without it"),
+        ([-20], 28.0, "learns without it"),
+        ([-190], 198.0, "does not learn without it"),
+    ],
+)
+def test_what_an_ablation_says(without, adds, verdict):
+    """Difference, interval and verdict of made-up scores, where -200 is what is not learned.
+
+    Welch's interval against a constant is that of one mean: m +- 2.776 s / sqrt(5). One seed has
+    none.
+    """
+    with_it, without = np.full(len(without), 8.0), np.array(without, float)
+    effect = Effect("aux-04", "Taxi-v4", with_it, without, start=-200)
+    assert effect.adds == pytest.approx(adds) and effect.gain == 208
+    assert effect.verdict == verdict
+    if len(without) > 1:
+        half = 2.776445 * without.std(ddof=1) / 5**0.5
+        assert effect.interval == pytest.approx((adds - half, adds + half), abs=1e-3)
+    else:
+        assert effect.interval is None
+
+
+def test_a_run_that_stopped_counts_as_one_that_learned_nothing():
+    """Rows of a table of older runs, which lack the columns that say where they come from."""
+    scores = {"Taxi-v4": [8, 8, 8, 8, 8], "Taxi-v4 without aux-04": [None, 8, 8, 8, 8]}
+    for variant, seeds in scores.items():
+        rows = [{"variant": variant, "seed": i, "score": x} for i, x in enumerate(seeds, 1)]
+        rows = [row | {"stopped": "NaN seen" if row["score"] is None else None} for row in rows]
+        tables.append("ablation-masks", rows)
+    curve = {"variant": "Taxi-v4", "step": 500, "return": -200.0}
+    tables.append("ablation-masks-curves", [curve | {"seed": seed} for seed in range(1, 6)])
+    verdict = "no difference seen, 1 of 5 seeds learn nothing without it (1 of 5 runs without it"
+    verdict += " stopped by themselves)"
+    (effect,) = effects("ablation-masks")
+    assert effect.verdict == verdict and effect.adds == pytest.approx(41.6)
+    assert "It adds 41.6 (95% interval -73.9 to 157.1): no difference" in section("aux-04")
+    assert "| 41.6 (-73.9 to 157.1) | 8.0 ± 0.0 | -33.6 ± 83.2 |" in table("masks")
+
+
+def test_curves_that_have_no_episode_in_a_part_are_straight_there():
+    points = [(1, 10, 1.0), (1, 30, 3.0), (2, 20, 5.0), (2, 30, 6.0)]
+    keys = ("seed", "step", "return")
+    tables.append("x-curves", [{"variant": "a"} | dict(zip(keys, point)) for point in points])
+    assert curves("x")["a"].to_numpy().T.tolist() == [[1, 2, 3], [5, 5, 6]]
+
+
+def test_what_is_measured_is_kept(tmp_path, monkeypatch):
+    """Runs that train and one that stops; what an older table lacks stays empty, a curve without
+    its row is measured again, all else is not."""
+    tiny = "ppo.py --env-id hidden:CartPoleHidden-v1 --total-timesteps 1024 --eval-episodes 1"
+    stop = [["def main(", "sys.exit('error: all is lost; what to do')\n\n\ndef main("]]
+    variants = {"a, b": tiny, "stops": tiny}
+    experiment = Experiment(variants, range(1, 2), edits={"stops": stop}, may_stop=True)
+    monkeypatch.setitem(EXPERIMENTS, "tiny", experiment)
+    row = {"variant": "stops", "seed": 1, "score": 7.0, "sampled": 0.5}
+    tables.append("tiny", [row])
+    tables.append("tiny-curves", [{"variant": "a, b", "seed": 1, "step": 51, "return": 99.0}])
+    measure("tiny", jobs=1)
+    old, new = (found for _, found in tables.read("tiny").iterrows())
+    assert old["score"] == 7 and old[ORIGIN].isna().all()
+    assert 1 < new["score"] < 100 and new["sampled"] > 1 and new[ORIGIN].notna().all()
+    points = tables.read("tiny-curves")
+    assert len(points) > 10 and 99 not in set(points["return"])
+    assert points["step"].dtype == int and 900 < points["step"].max() <= 1024
+    kept = (tmp_path / "tiny.csv").read_text()
+    measure("tiny", jobs=1)
+    assert (tmp_path / "tiny.csv").read_text() == kept
+    assert summary("tiny", "sampled").splitlines()[-1] == (
+        "| stops | 7.00 | one run |  | 7.0 | 0.50 |"
+    )
+    (tmp_path / "tiny.csv").unlink()
+    experiment.variants.pop("a, b")
+    measure("tiny", jobs=1)
+    assert tables.read("tiny")["stopped"].tolist() == ["all is lost; what to do"]
+
+
+def test_cartpole_without_its_velocities():
+    env, whole = gym.make("hidden:CartPoleHidden-v1"), gym.make("CartPole-v1")
+    seen, obs = env.reset(seed=3)[0], whole.reset(seed=3)[0]
+    for action in (0, 1, 1, 0):
+        assert seen.tolist() == obs[[0, 2]].tolist() and env.observation_space.contains(seen)
+        seen, obs = env.step(action)[0], whole.step(action)[0]
