@@ -1,18 +1,20 @@
 """The static site: every link leads somewhere, nothing needs a network, and a browser shows it."""
 
+import fcntl
 import json
 import re
 import shutil
 import subprocess
+import tempfile
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
+import book
 import pytest
-from harness import build
-
-import book  # isort: skip
+from annotate import MATH
+from details import ROOT, SCRIPTS, markers
 
 BROWSER = next(filter(shutil.which, ["chromium", "chromium-browser", "google-chrome"]), None)
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on this machine")
@@ -20,10 +22,16 @@ WIDE, PHONE = 1500, 420
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("book")
-    book.main(path)
-    return path / "html"
+def site(tmp_path_factory, worker_id) -> Path:
+    """The book, written once, by whichever of pytest's processes needs it first."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder if worker_id == "master" else folder.parent  # which all of them share
+    with (folder / "book.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "book").exists():
+            book.main(folder / "unfinished")
+            (folder / "unfinished").rename(folder / "book")
+    return folder / "book" / "html"
 
 
 class Page(HTMLParser):
@@ -47,7 +55,7 @@ class Page(HTMLParser):
 
 def test_links_lead_somewhere_and_nothing_comes_from_the_network(site):
     pages = {path: Page(path) for path in site.rglob("*.html") if path.name != "404.html"}
-    assert len(pages) > len(book.pages()) + len(build.scripts())
+    assert len(pages) > len(book.pages()) + len(SCRIPTS)
     for path, page in pages.items():
         for target in page.loads:
             assert not re.match(r"(https?:)?//", target), f"{path.name} loads {target}"
@@ -64,7 +72,7 @@ def test_links_lead_somewhere_and_nothing_comes_from_the_network(site):
 
 def test_every_script_and_every_page_is_in_the_navigation(site):
     links = set(Page(site / "index.html").links)
-    names = set(book.pages()) - {"index"} | {f"source/{s[:-3]}" for s in build.scripts()}
+    names = set(book.pages()) - {"index"} | {f"source/{s[:-3]}" for s in SCRIPTS}
     assert not {f"{name}.html" for name in names} - {link.removeprefix("./") for link in links}
 
 
@@ -72,7 +80,7 @@ def test_formulas(site):
     """Every formula of a page is there as MathML, with its LaTeX nowhere left."""
     for name, (_, text) in book.pages().items():
         plain = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
-        formulas = len(book.annotate.MATH.findall(plain))
+        formulas = len(MATH.findall(plain))
         written = (site / f"{name}.html").read_text()
         assert written.count("<math") == formulas, name
         assert "arithmatex" not in written and r"\(" not in unescape(written.split("</main>")[0])
@@ -89,18 +97,20 @@ def test_excerpts_count_lines_as_their_script_does(site):
 
 def look(page: Path, script: str, width: int):
     """What a script returns, as JSON, that runs in a page once it is loaded."""
-    probe = page.with_name(f"probe-{width}-{page.name}")
     code = f"(async () => {{ {script} }})().then(it => document.title = JSON.stringify(it))"
-    probe.write_text(page.read_text().replace("</html>", f"<script>{code}</script></html>"))
+    probed = page.read_text().replace("</html>", f"<script>{code}</script></html>")
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
     command += [f"--window-size={width},1000", "--virtual-time-budget=10000", "--dump-dom"]
-    done = subprocess.run([*command, probe.as_uri()], capture_output=True, text=True, timeout=120)
-    probe.unlink()
+    with tempfile.NamedTemporaryFile("w", dir=page.parent, suffix=".htm") as probe:
+        probe.write(probed)
+        probe.flush()
+        command.append(Path(probe.name).as_uri())
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     return json.loads(unescape(re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)[1]))
 
 
 @needs_browser
-@pytest.mark.parametrize("script", build.scripts())
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_explanations_stand_beside_their_lines(site, script):
     rows = """return [...document.querySelectorAll(".note")].map(note => {
         const line = note.closest(".row").querySelector(".line");
@@ -110,8 +120,8 @@ def test_explanations_stand_beside_their_lines(site, script):
                 text: line.innerText, box: [a.left, a.top, a.bottom], code: [column.right, b.top]};
     })"""
     page = site / "source" / f"{Path(script).stem}.html"
-    source = (build.ROOT / script).read_text()
-    sites = {(name, s["first"]) for name, found in build.markers(source).items() for s in found}
+    source = (ROOT / script).read_text()
+    sites = {(name, s["first"]) for name, found in markers(source).items() for s in found}
     for width in (WIDE, PHONE):
         notes = look(page, rows, width)
         assert {(note["name"], note["line"]) for note in notes} == sites
