@@ -2,14 +2,13 @@
 
     python ppo_lstm.py --observe 0 2    CartPole-v1 without its velocities, a minute and a half
     python ppo_lstm.py --env-id Acrobot-v1 --observe 0 1 2 3    Acrobot without its velocities
-    python ppo_lstm.py --help           all settings
     tensorboard --logdir runs           the curves, live
 
 What differs from ppo.py: one LSTM reads the observations in order, and policy and value function
 read its output. What it remembers, its state, lives as long as an episode. Training goes through
 whole sequences, so that gradients reach what should have been remembered.
 
-Read from top to bottom; all of PPO ends with train(), and what follows only runs it.
+Read from top to bottom: PPO itself is all down to the end of train(), and the rest only runs it.
 `# [core-07] Title` marks an implementation detail, which docs/ explains. "Source" is a file of
 openai/baselines at commit ea25b9e, the official PPO ("ppo2"); DEVIATION says where we differ.
 
@@ -30,7 +29,7 @@ array of the rollout belongs to step t.
 # ]
 # ///
 
-import fcntl
+import fcntl  # locks files; Windows has none
 import json
 import sys
 import time
@@ -75,11 +74,11 @@ class Args:
     ent_coef: float = 0.01  # weight of the entropy bonus
     vf_coef: float = 0.1  # weight of the value loss
     max_grad_norm: float = 0.5  # largest gradient norm, over all parameters together
-    target_kl: float | None = None  # end an update after an epoch that ends above this KL
+    target_kl: float | None = None  # no more epochs once the policy's KL from the old is above it
 
     eval_episodes: int = 10  # games played after training, sampled and again greedy; 0: none
     capture_video: bool = False  # film 1,000 steps of each evaluation, into the run folder
-    checkpoint_every: float = 10.0  # seconds between checkpoints: what a kill can lose
+    checkpoint_every: float = 10.0  # seconds between checkpoints: what Ctrl-C or a kill can lose
     resume: str | None = None  # run folder to continue; flags given with it replace its settings
     evaluate: str | None = None  # run folder whose agent plays, without training
 
@@ -111,20 +110,20 @@ def make_env(args: Args, video: Path | None = None) -> gym.Env:
 
 
 # [extra-02 1/2] Explicit reset (no autoreset)
-# Gymnasium's default spends a step on each reset: its action is ignored and its row teaches
-# nothing. Without autoreset, step() always returns the true successor.
+# By default Gymnasium spends a whole step on a reset and ignores its action: a row that teaches
+# nothing. Without autoreset we reset ourselves, and step() always returns the true successor.
 def make_envs(args: Args) -> gym.vector.VectorEnv:
     """N environments stepped together: observations (N, D), rewards (N,)."""
     mode = gym.vector.AutoresetMode.DISABLED
     envs = gym.vector.SyncVectorEnv([lambda: make_env(args)] * args.num_envs, autoreset_mode=mode)
-    envs._add_info = lambda infos, info, i: infos  # unread here, and some envs' can't be joined
+    envs._add_info = lambda infos, info, i: infos  # drops infos: unread, and some can't be merged
     return envs
 
 
 # [extra-04] Seeds that no two runs share, nor a run and its evaluation
-# With seed, seed + 1, ... runs 1 and 2 share all envs but one: their scores aren't independent.
+# If env i had seed + i, runs 1 and 2 would share all envs but one: their scores would depend.
 def spawn_seeds(seed: int, stage: str, n: int) -> list[int]:
-    """n seeds for a stage of the run: "train from iteration 7", "evaluate"."""
+    """n seeds for a stage of the run, "train from 0" or "evaluate"."""
     return np.random.SeedSequence([seed, *stage.encode()]).generate_state(n, np.uint64).tolist()
 
 
@@ -132,8 +131,8 @@ def spawn_seeds(seed: int, stage: str, n: int) -> list[int]:
 
 
 # [core-02] Orthogonal initialization, zero biases
-# Gain sqrt(2) in hidden layers; 0.01 for the policy head, so that at first it does about the same
-# in every state; 1 for the value head. Source: a2c/utils.py#L20-L35, common/policies.py#L49-L63.
+# Gain sqrt(2) in hidden layers; 0.01 for the policy head, so that all actions start about equally
+# likely; 1 for the value head. Source: a2c/utils.py#L20-L35, common/policies.py#L49-L63.
 def layer_init(layer: nn.Linear, gain: float = 2**0.5) -> nn.Linear:
     """The same layer, its weight orthogonal times `gain` and its bias 0."""
     nn.init.orthogonal_(layer.weight, gain)
@@ -142,16 +141,13 @@ def layer_init(layer: nn.Linear, gain: float = 2**0.5) -> nn.Linear:
 
 
 class Categorical:
-    """Distribution over actions from logits (..., actions); all its results are (...).
-
-    As torch.distributions.Categorical, which takes four times as long to act on four rows.
-    """
+    """Distribution over actions from logits (..., actions); torch's takes four times as long."""
 
     def __init__(self, logits: torch.Tensor):
         self.logp = logits.log_softmax(-1)
 
     def sample(self) -> torch.Tensor:
-        # Gumbel-max: the largest of log p + Gumbel noise. Source: common/distributions.py#L193.
+        # Gumbel-max: argmax(log p + Gumbel noise) samples p: common/distributions.py#L193.
         return (self.logp - torch.empty_like(self.logp).exponential_().log()).argmax(-1)
 
     def log_prob(self, actions: torch.Tensor) -> torch.Tensor:
@@ -200,8 +196,9 @@ class Agent(nn.Module):
 
 
 # [core-05] Generalized Advantage Estimation
-# delta looks one step ahead; gae adds the rest of the episode, fading by gamma * lambda a step.
-# Source: ppo2/runner.py#L52-L65; Schulman et al. 2016, equation 16.
+# An advantage is how much better a step went than the value function V expected: its own delta
+# plus later ones of its episode, faded by gamma * lambda a step. What comes after the rollout is
+# in V(next_obs[-1]). Source: ppo2/runner.py#L52-L65; Schulman et al. 2016, equation 16.
 def compute_gae(rewards, values, next_values, dones, gamma: float, gae_lambda: float) -> np.ndarray:
     """Advantages (T, N) of T steps in N envs, from arrays (T, N).
 
@@ -216,12 +213,12 @@ def compute_gae(rewards, values, next_values, dones, gamma: float, gae_lambda: f
 
 
 def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
-    """Train an agent, or continue from a checkpoint; log and save into `folder`."""
+    """Repeat: play T steps, estimate advantages, make better actions likelier, log and save."""
     # --- 0. Setup
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
     torch.set_num_threads(1)  # networks this small gain nothing from a second core
-    first = checkpoint["step"] // args.batch_size if checkpoint else 0  # iterations done before
-    torch_seed, *env_seeds = spawn_seeds(args.seed, f"train from {first}", 1 + args.num_envs)
+    start = checkpoint["step"] // args.batch_size if checkpoint else 0  # iterations done
+    torch_seed, *env_seeds = spawn_seeds(args.seed, f"train from {start}", 1 + args.num_envs)
     torch.manual_seed(torch_seed)
     envs = make_envs(args)
     agent = Agent(envs.single_observation_space, envs.single_action_space).to(device)
@@ -232,10 +229,10 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     if checkpoint:
         agent.load_state_dict(checkpoint["agent"])
-        optimizer.load_state_dict(checkpoint["optimizer"])
+        optimizer.load_state_dict(checkpoint["optimizer"])  # its eps and betas, too
 
-    # Row t: the agent saw obs[t] and took actions[t], which earned rewards[t] and led to
-    # next_obs[t], the true successor even where an episode ended.
+    # Row t: the agent saw obs[t], took actions[t] with log-probability logprobs[t], got rewards[t]
+    # and reached next_obs[t], the true last state where an episode ended (dones[t]).
     shape = (args.num_steps, args.num_envs)  # (T, N)
     obs = np.zeros(shape + envs.single_observation_space.shape, np.float32)
     next_obs, actions = np.zeros_like(obs), np.zeros(shape, np.int64)
@@ -244,9 +241,9 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
     episode_return, episode_length = np.zeros(args.num_envs), np.zeros(args.num_envs, int)
     last_returns = checkpoint["returns"] if checkpoint else []  # of the last 100 episodes
 
-    writer = SummaryWriter(folder, purge_step=first * args.batch_size + 1)  # cuts the lost steps
-    bar = tqdm(range(first + 1, args.num_iterations + 1), unit_scale=args.batch_size, unit=" steps")
-    started, saved = time.monotonic(), -np.inf
+    writer = SummaryWriter(folder, purge_step=start * args.batch_size + 1)  # hides what is redone
+    bar = tqdm(range(start + 1, args.num_iterations + 1), unit_scale=args.batch_size, unit=" steps")
+    began, saved_at = time.monotonic(), -np.inf  # -inf: the first iteration is saved
 
     # [core-01] Vectorized architecture
     # All envs are reset here, once. A rollout goes on where the last one stopped, in mid-episode:
@@ -294,7 +291,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
                 dones[t] = terminated[t] | truncated[t]
                 if dones[t].any():
                     step = ((iteration - 1) * args.num_steps + t) * args.num_envs
-                    for i in np.flatnonzero(dones[t]):  # one number a step: hence + i
+                    for i in np.flatnonzero(dones[t]):  # + i: no two envs log at the same step
                         writer.add_scalar("charts/episodic_return", episode_return[i], step + i + 1)
                         writer.add_scalar("charts/episodic_length", episode_length[i], step + i + 1)
                     last_returns = [*last_returns, *episode_return[dones[t]].tolist()][-100:]
@@ -359,11 +356,11 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
                 dist, new_values = agent.policy(hidden), agent.value(hidden)
 
                 log_ratio = dist.log_prob(mb_actions) - mb_logprobs  # log(new / old), (M,)
-                ratio = log_ratio.exp()
+                ratio = log_ratio.exp()  # reweights rows that the old policy played
 
                 # [core-07] Advantage normalization, per minibatch
                 # Frees the policy's steps from the rewards' scale. Source: ppo2/model.py#L136-L139.
-                # DEVIATION: torch's std divides by M - 1, not by M (0.8% apart at M = 64).
+                # DEVIATION: torch's std divides by M - 1, not by M (0.4% apart at M = 128).
                 if args.norm_adv:
                     mb_advantages = mb_advantages - mb_advantages.mean()
                     mb_advantages = mb_advantages / (mb_advantages.std() + 1e-8)
@@ -375,9 +372,9 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
                 policy_loss = -torch.min(ratio * mb_advantages, clipped * mb_advantages).mean()
 
                 # [core-09] Value function loss clipping
-                # The larger of two errors: the new value's, and that of one kept within epsilon of
-                # the old value. Contested: two studies saw no gain, and epsilon is in units of
-                # return. Source: ppo2/model.py#L68-L75.
+                # The worse of two errors: the new value's, and that which it would have if held
+                # within epsilon of the old value. Studies saw no gain, and epsilon ignores the
+                # scale of returns. Source: ppo2/model.py#L68-L75.
                 error = (new_values - mb_returns) ** 2
                 if args.clip_vloss:
                     near = mb_values + (new_values - mb_values).clamp(-clip_coef, clip_coef)
@@ -394,8 +391,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
                 loss.backward()
 
                 # [core-11] Global gradient clipping
-                # One norm over all parameters: only the length is cut, not the direction.
-                # Source: ppo2/model.py#L102-L108.
+                # One norm over all parameters: direction stays. Source: ppo2/model.py#L102-L108.
                 grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
 
                 optimizer.step()
@@ -403,8 +399,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
                 losses.append(torch.stack([policy_loss, value_loss, entropy, grad_norm]).detach())
 
             # [aux-03] Early stopping on KL
-            # After each epoch, by its last minibatch; off by default. The rule is CleanRL's, the
-            # idea Spinning Up's; the official ppo2 has none.
+            # CleanRL's rule, checked after each epoch on its last minibatch; ppo2 has none.
             if args.target_kl is not None and (ratio - 1 - log_ratio).mean() > args.target_kl:
                 break
 
@@ -415,35 +410,35 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
         # a constant. Source: ppo2/ppo2.py#L183-L210.
         log_ratios = torch.stack(log_ratios)  # (gradient steps, M)
         ratios, step = log_ratios.exp(), iteration * args.batch_size
-        names = ("policy_loss", "value_loss", "entropy", "grad_norm")
-        metrics = dict(zip((f"losses/{n}" for n in names), torch.stack(losses).mean(0).tolist()))
-        metrics |= {
+        names = ("losses/policy_loss", "losses/value_loss", "losses/entropy", "losses/grad_norm")
+        metrics = dict(zip(names, torch.stack(losses).mean(0).tolist())) | {
             "losses/old_approx_kl": -log_ratios.mean().item(),  # k1: unbiased, may be negative
             "losses/approx_kl_k2": (log_ratios**2).mean().item() / 2,  # k2: the official code's
             "losses/approx_kl": (ratios - 1 - log_ratios).mean().item(),  # k3: unbiased, never < 0
             "losses/clipfrac": ((ratios - 1).abs() > clip_coef).float().mean().item(),
             "losses/explained_variance": 1 - (returns - values).var() / max(returns.var(), 1e-8),
             "charts/learning_rate": optimizer.param_groups[0]["lr"],
-            "charts/SPS": (iteration - first) * args.batch_size / (time.monotonic() - started),
+            "charts/SPS": (iteration - start) * args.batch_size / (time.monotonic() - began),
             "debug/first_ratio_error": (ratios[0] - 1).abs().max().item(),
         }
         if bad := [tag for tag, value in metrics.items() if not np.isfinite(value)]:
             fail(f"{bad[0]} is not finite in iteration {iteration}; the last checkpoint is kept", 1)
 
         # [extra-05] Self-check that the first minibatch's ratio is 1
-        # Nothing is learned yet: acting and learning must agree on the probability of each action.
+        # In an update's first minibatch the policy is still the one that acted: all ratios are 1.
         if metrics["debug/first_ratio_error"] > 1e-3:
             fail("the first ratio of an update is not 1: look for altered rows or dropout", 1)
 
         for tag, value in metrics.items():
             writer.add_scalar(tag, value, step)
         bar.set_postfix_str(f"return {np.mean(last_returns or np.nan):.1f}", refresh=False)
-        if iteration == args.num_iterations or time.monotonic() - saved > args.checkpoint_every:
+        if iteration == args.num_iterations or time.monotonic() - saved_at > args.checkpoint_every:
             writer.flush()
             save(folder, args, agent, optimizer, step, last_returns)
-            saved = time.monotonic()
+            saved_at = time.monotonic()
 
     writer.close()
+    envs.close()
 
 
 # ------------------------ Running it: checkpoint, evaluation, command line ------------------------
@@ -475,6 +470,7 @@ def check(args: Args) -> None:
         envs = make_envs(args)
         envs.reset()
         envs.step(envs.action_space.sample())
+        envs.close()
     except Exception as error:  # an environment may raise any
         fail(f"--env-id {args.env_id} can't be made, reset and stepped: {error!r}")
     shape, space = envs.envs[0].unwrapped.observation_space.shape, envs.single_action_space
@@ -484,8 +480,8 @@ def check(args: Args) -> None:
 
 
 def save(folder: Path, args: Args, agent: Agent, optimizer, step: int, returns: list) -> None:
-    """Write another file, then rename it: a kill leaves the old checkpoint or the new one."""
-    state = {"script": SCRIPT, "args": vars(args), "step": step, "returns": returns}
+    """Write a file and rename it: a kill leaves a whole one. Episodes in flight are not kept."""
+    state = {"script": SCRIPT, "args": vars(args), "step": step, "returns": returns}  # no NumPy
     state |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
     torch.save(state, folder / "checkpoint.tmp")
     (folder / "checkpoint.tmp").replace(folder / "checkpoint.pt")
@@ -497,7 +493,7 @@ def load(folder: Path) -> tuple[Args, dict]:
         checkpoint = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
         if checkpoint["script"] != SCRIPT:
             fail(f"{folder} is a run of {checkpoint['script']}.py: use that script")
-        return Args(**checkpoint["args"]), checkpoint
+        return Args(**checkpoint["args"] | {"capture_video": False}), checkpoint
     except Exception as error:  # a damaged file makes torch raise any of a dozen kinds
         fail(f"{folder} holds no whole checkpoint, give the folder of a run: {error!r:.200}")
 
@@ -524,7 +520,7 @@ def evaluate(args: Args, checkpoint: dict, folder: Path, mode: str) -> list[floa
                 dist = agent.policy(hidden[0, 0])
 
             action = dist.mode() if mode == "greedy" else dist.sample()
-            obs, reward, terminated, truncated, _ = env.step(action.numpy())
+            obs, reward, terminated, truncated, _ = env.step(action.numpy()[()])
             total, steps, over = total + float(reward), steps + 1, terminated or truncated
         returns.append(total)
         cut += not over
@@ -542,7 +538,7 @@ def main(argv: list[str] | None = None) -> dict:
     name = f"{args.env_id}__{SCRIPT}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
     folder = Path(f"runs/{name.replace('/', '-')}" if run is None else run)
     if run is not None:
-        saved, checkpoint = load(folder)
+        saved, checkpoint = load(folder)  # its settings, which flags given now replace
         args = replace(tyro.cli(Args, args=argv, default=saved), resume=None, evaluate=None)
         if flag == "--resume" and checkpoint["step"] // args.batch_size >= args.num_iterations:
             fail(f"{folder} is trained to its end: use --evaluate, or give more --total-timesteps")
@@ -553,7 +549,7 @@ def main(argv: list[str] | None = None) -> dict:
             print(f"{args.num_minibatches} minibatches x {args.update_epochs} epochs", end=", ")
             print(f"{args.num_iterations} iterations; into {folder}", flush=True)
             folder.mkdir(parents=True, exist_ok=run is not None)
-            with open(folder / "args.json", "a") as lock:
+            with open(folder / "args.json", "a") as lock:  # one process trains a folder
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 (folder / "args.json").write_text(json.dumps(vars(args), indent=2))
                 train(args, folder.absolute(), checkpoint)  # an env may change the directory
