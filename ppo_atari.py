@@ -387,8 +387,8 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
     """Repeat: play T steps, estimate advantages, make better actions likelier, log and save."""
     # --- 0. Setup
     # [aux-02 3/6] Parallel gradient update
-    # torchrun starts this file several times. Each process has its own envs, chance and GPU, and
-    # begins with the weights of rank 0. Where one ends with an error, torchrun ends them all.
+    # torchrun starts this file several times. Each process has its own envs, chance and GPU, and all
+    # begin with the weights of rank 0. When one fails, torchrun ends the others.
     gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     device = torch.device(gpu if args.cuda and torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.allow_tf32 = False  # 10-bit products: another network than a CPU's
@@ -628,8 +628,7 @@ def check(args: Args) -> None:
         fail(f"--env-id {args.env_id} can't be made, reset and stepped: {error!r}")
 
     # [atari-02 3/3] Frame skip with a maximum over two frames
-    own = gym.spec(args.env_id).kwargs
-    if any(own[name] != GAME[name] for name in own.keys() & GAME.keys()):
+    if not GAME.items() <= gym.spec(args.env_id).kwargs.items():
         print(f"{args.env_id} is made with {GAME}: this script skips frames by itself")
 
 
@@ -707,7 +706,8 @@ def main(argv: list[str] | None = None) -> dict:
     if RANK:
         tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
         with TemporaryDirectory() as nowhere:
-            train(args, Path(nowhere), checkpoint)
+            if flag == "--resume":
+                train(args, Path(nowhere), checkpoint)
         raise SystemExit
 
     try:
