@@ -234,9 +234,10 @@ def make_env(args: Args, video: Path | None = None) -> gym.Env:
     # [atari-02 2/3] Frame skip with a maximum over two frames
     # [atari-01 2/2] No-op reset
     # No-ops are raw frames, so they come before the skip. From there on a step is 4 frames.
-    if "ale_py" not in str(gym.spec(args.env_id).entry_point):
-        raise ValueError("no Atari game: use ppo.py, ppo_continuous.py or ppo_multidiscrete.py")
-    env = gym.make(args.env_id, **({"render_mode": "rgb_array"} if video else {}), **GAME)
+    try:
+        env = gym.make(args.env_id, **({"render_mode": "rgb_array"} if video else {}), **GAME)
+    except TypeError as error:  # it does not know frames to skip
+        raise ValueError("no Atari game, use ppo.py or the script for its actions") from error
     env = MaxAndSkip(NoopReset(env))
     if video:
         film = {"video_length": 1000, "disable_logger": True, "fps": 15}  # of 60 frames a second
@@ -387,7 +388,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
     """Repeat: play T steps, estimate advantages, make better actions likelier, log and save."""
     # --- 0. Setup
     # [aux-02 3/6] Parallel gradient update
-    # torchrun starts this file several times. Each process has its own envs, chance and GPU, and all
+    # torchrun starts this file several times. Each process has its own envs, chance and GPU; all
     # begin with the weights of rank 0. When one fails, torchrun ends the others.
     gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     device = torch.device(gpu if args.cuda and torch.cuda.is_available() else "cpu")
@@ -628,7 +629,8 @@ def check(args: Args) -> None:
         fail(f"--env-id {args.env_id} can't be made, reset and stepped: {error!r}")
 
     # [atari-02 3/3] Frame skip with a maximum over two frames
-    if not GAME.items() <= gym.spec(args.env_id).kwargs.items():
+    own = gym.spec(args.env_id).kwargs
+    if any(own.get(name, value) != value for name, value in GAME.items()):
         print(f"{args.env_id} is made with {GAME}: this script skips frames by itself")
 
 
