@@ -44,7 +44,9 @@ def seconds(command: list[str], steps: int, folder: str) -> float:
     start = time.perf_counter()
     command = [sys.executable, *command, "--total-timesteps", str(steps)]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(command, cwd=folder, env=env, check=True, capture_output=True)
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{command} failed:\n{done.stderr}")
     return time.perf_counter() - start
 
 

@@ -30,7 +30,7 @@ from functools import cache
 import effects
 import results
 import tables
-from details import DOCS, ROOT, edited, markers, page, registry, removal, scripts, section  # noqa: F401
+from details import DOCS, ROOT, edited, markers, page, registry, removal, section
 
 PART = re.compile(r"(<!-- begin (\w+)(?: ([^>]*?))? -->\n).*?(<!-- end -->)", re.DOTALL)
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]

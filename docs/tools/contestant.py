@@ -41,7 +41,7 @@ def learn(script: str, env_id: str, steps: int, seed: int) -> None:
         vf_coef=args.vf_coef,
         learning_rate=lambda left: args.learning_rate * left,
         n_steps=args.num_steps,
-        batch_size=args.minibatch_size,
+        batch_size=args.num_envs * args.num_steps // args.num_minibatches,
         n_epochs=args.update_epochs,
         clip_range=args.clip_coef,
         clip_range_vf=args.clip_coef,
