@@ -50,9 +50,9 @@ def run(experiment: Experiment, variant: str, seed: int) -> tuple[dict, list[dic
             text=True,
         )
         origin = provenance(time.perf_counter() - start)
-        said = (done.stderr.splitlines() or [""])[-1]
-        if experiment.may_stop and done.returncode == 1 and said.startswith("error: "):
-            return {"stopped": said.removeprefix("error: "), **origin}, []
+        said = re.findall(r"^error: (.+)", done.stderr, re.MULTILINE)
+        if experiment.may_stop and done.returncode == 1 and said:  # stopped by itself
+            return {"stopped": said[-1], **origin}, []
         if done.returncode:
             raise RuntimeError(f"{variant}, seed {seed} failed:\n{done.stderr}")
         path = Path(folder, re.search(r"into (runs/\S+)", done.stdout)[1])
