@@ -25,9 +25,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.tensorboard import SummaryWriter
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "docs"), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT / "docs" / "tools"), str(ROOT / "tests")]
 
-import build as details  # noqa: E402
+import details  # noqa: E402
 import known_envs  # noqa: E402
 import reference  # noqa: E402
 
@@ -181,6 +181,7 @@ class Run:
         if plain:
             self.adapter.plain(module)
         self.agents, self.scalars = [], {}
+        self.acted = []  # (N, 3) a step: what the policy read in a rollout
         self.gae, self.steps = [], []  # one entry an iteration
         seen, compute_gae, make_envs = [], module.compute_gae, module.make_envs
         sizes = self.adapter.sizes.split()
@@ -192,6 +193,8 @@ class Run:
         for flag, value in names.items():
             if isinstance(value, bool):
                 self.flags.append(flag if value else flag.replace("--", "--no-", 1))
+            elif isinstance(value, tuple):
+                self.flags += [flag, *map(str, value)] if value else []
             else:
                 self.flags += [flag, str(value)]
 
@@ -205,8 +208,8 @@ class Run:
             self.agents.append(agent)
 
         def read(agent, obs, *rest):
-            if torch.is_grad_enabled():
-                seen.append(self.adapter.decode(obs.detach().clone()))
+            rows = seen if torch.is_grad_enabled() else self.acted
+            rows.append(self.adapter.decode(obs.detach().clone()))
             return reads(agent, obs, *rest)
 
         def estimate(*args, **kwargs):
