@@ -2,13 +2,35 @@
 
 import itertools
 import math
+from contextlib import contextmanager
 
+import gymnasium as gym
 import known_envs
 import numpy as np
 import pytest
 import torch
 from harness import Run, check_update
 from test_core import BARE
+
+
+class Apart(known_envs.Ends):
+    """Ends, but neighbours do not end together."""
+
+    def __init__(self, render_mode=None):
+        super().__init__()
+        self.lengths = (3 + self.number % 3, 7)
+
+
+gym.register("Apart-v0", Apart)
+
+
+@contextmanager
+def mistake(hint: str):
+    """What a failure in here most likely comes from."""
+    try:
+        yield
+    except AssertionError as error:
+        raise AssertionError(f"{hint}: {error}") from error
 
 
 def lstm_step(lstm, x: np.ndarray, h: np.ndarray, c: np.ndarray):
@@ -77,7 +99,8 @@ def test_lstm_01_lstm_layer(ppo):
     w = {k: v.detach().double().numpy() for k, v in agent.lstm.named_parameters()}
     assert w["weight_ih_l0"].shape == (512, 7) and w["weight_hh_l0"].shape == (512, 128)
     for name, n in (("weight_ih_l0", 7), ("weight_hh_l0", 128)):
-        np.testing.assert_allclose(w[name].T @ w[name], np.eye(n), atol=1e-5, err_msg=name)
+        wrong = f"{name} is not orthogonal (gain 1)"
+        np.testing.assert_allclose(w[name].T @ w[name], np.eye(n), atol=1e-5, err_msg=wrong)
     assert not w["bias_ih_l0"].any() and not w["bias_hh_l0"].any(), "biases are not 0 at first"
 
     rng = np.random.default_rng(0)
@@ -86,17 +109,20 @@ def test_lstm_01_lstm_layer(ppo):
     hidden, after = agent.read(torch.tensor(x, dtype=torch.float32), state)
     for t in range(5):
         h, c = lstm_step(agent.lstm, x[t], h, c)
-        np.testing.assert_allclose(hidden[t].detach().numpy(), h, atol=1e-5)
+        wrong = f"after {t + 1} steps the output is not that of an LSTM with these weights"
+        np.testing.assert_allclose(hidden[t].detach().numpy(), h, atol=1e-5, err_msg=wrong)
     np.testing.assert_allclose(after.detach().numpy(), [h, c], atol=1e-5)
     logits = h @ agent.actor.weight.detach().double().numpy().T
     value = h @ agent.critic.weight.detach().double().numpy()[0]
     logp = torch.tensor(logits).log_softmax(-1).numpy()
     got = [agent.policy(hidden[-1]).log_prob(torch.full((4,), a)).tolist() for a in range(3)]
-    np.testing.assert_allclose(got, logp.T, atol=1e-5)
-    np.testing.assert_allclose(agent.value(hidden[-1]).tolist(), value, atol=1e-5)
+    wrong = "does not read the LSTM's output"
+    np.testing.assert_allclose(got, logp.T, atol=1e-5, err_msg=f"the policy {wrong}")
+    got = agent.value(hidden[-1]).tolist()
+    np.testing.assert_allclose(got, value, atol=1e-5, err_msg=f"the value function {wrong}")
 
-    run = Run(ppo, iterations=3, learning_rate=0.01)
-    assert run.weights["lstm.bias_ih_l0"].any()
+    run = Run(ppo)
+    assert run.weights["lstm.bias_ih_l0"].any(), "the bias is not learned"
     assert not run.weights["lstm.bias_hh_l0"].any(), "there are two biases that are learned"
 
 
@@ -104,12 +130,14 @@ def test_lstm_02_zero_state_at_first(ppo):
     """A state of zeros before the first step of all, and of every game of an evaluation; but not
     before the later rollouts, which go on with the state they find."""
     reads = Reads(ppo)
-    Run(ppo, "Long-v0", iterations=3)
+    with mistake("the rollout begins with a state that the update does not begin with"):
+        Run(ppo, "Long-v0", iterations=3)
     acting = reads.acting(4)
     assert len(acting) == 3 * 16
     assert not acting[0][1].any(), "the first state of all is not 0"
     for before, after in itertools.pairwise(acting):
-        np.testing.assert_array_equal(before[2], after[1])
+        wrong = "a rollout does not go on with the state that it finds"
+        np.testing.assert_array_equal(before[2], after[1], err_msg=wrong)
     reads.calls.clear()
     ppo.main(["--env-id", "known_envs:Ends-v0", *ppo.adapter.sizes.split(),
               "--total-timesteps", "64", "--eval-episodes", "2"])  # fmt: skip
@@ -122,21 +150,26 @@ def test_lstm_02_zero_state_at_first(ppo):
 def test_lstm_03_state_reset_at_the_end_of_an_episode(ppo):
     """An episode begins with a state of zeros, and its last state is judged with its memory."""
     reads = Reads(ppo)
-    run = Run(ppo, iterations=2, **BARE | {"vf_coef": 0.5})
-    acting = reads.acting(4)
+    hint = "the update must set the state back to 0 where the rollout did, after an end's own row"
+    with mistake(hint):
+        run = Run(ppo, "Apart-v0", iterations=2, num_envs=8, **BARE | {"vf_coef": 0.5})
+    acting = reads.acting(8)
     for k, (obs, state, _) in enumerate(acting):
         started = obs[:, 2] == 0
         assert not state[:, started].any(), "an episode begins with memories of the one before"
         if k:
-            np.testing.assert_array_equal(state[:, ~started], acting[k - 1][2][:, ~started])
-    for i in range(2):  # in the updates, too
-        check_update(run, {}, i)
+            wrong, before = "a state was lost in the middle of an episode", acting[k - 1][2]
+            np.testing.assert_array_equal(state[:, ~started], before[:, ~started], err_msg=wrong)
+    with mistake(hint):
+        for i in range(2):
+            check_update(run, {}, i)
     # By the count: the k-th observation of an episode is worth tanh(k / 10).
     begins_with(ppo, counting)
     run = Run(ppo, iterations=2, learning_rate=1e-12)
     for rollout in run.rollouts:
         t = np.rint(rollout.obs[..., 2] * 10)
-        np.testing.assert_allclose(rollout.gae["values"], np.tanh((t + 1) / 10), atol=1e-5)
+        wrong, right = "values are not by the episode's memory", np.tanh((t + 1) / 10)
+        np.testing.assert_allclose(rollout.gae["values"], right, atol=1e-5, err_msg=wrong)
         limits = rollout.dones & ~rollout.terminated
         got = rollout.gae["next_values"][limits]
         wrong = "a state that a time limit cut off is judged without its episode's memory"
@@ -146,31 +179,37 @@ def test_lstm_03_state_reset_at_the_end_of_an_episode(ppo):
 
 def test_lstm_04_whole_sequences_as_minibatches(ppo):
     """A minibatch is all steps of some envs, in order; each env is in one minibatch an epoch."""
-    for env in ("Long-v0", "Ends-v0"):  # the second is read in parts, from end to end
-        run = Run(ppo, env, iterations=3, num_envs=8)
+    for env in ("Long-v0", "Apart-v0"):  # the second is read in parts, from end to end
+        with mistake("a minibatch must be all steps of some envs, in order"):
+            run = Run(ppo, env, iterations=2, num_envs=8)
         for i, rollout in enumerate(run.rollouts):
             rows = [run.rows(i, step) for step in rollout.steps]
-            assert {len(part) for part in rows} == {32}
+            assert {len(part) for part in rows} == {32}, "minibatches aren't equally large"
             for part in rows:
                 t, envs = np.divmod(part.reshape(16, 2), 8)
                 assert (envs == envs[0]).all(), "a minibatch has steps of an env but not all"
                 assert (t == np.arange(16)[:, None]).all(), "the steps are not in their order"
             for epoch in range(4):
                 envs = np.concatenate(rows[4 * epoch : 4 * epoch + 4]) % 8
-                assert (np.bincount(envs) == 16).all()
+                assert (np.bincount(envs) == 16).all(), "an epoch leaves out an env, or repeats it"
+    with pytest.raises(SystemExit) as stop:  # 6 envs in 4 minibatches
+        ppo.main([*run.flags, "--num-envs", "6"])
+    assert stop.value.code == 2
 
 
 def test_lstm_05_states_rebuilt_from_the_rollouts_start(ppo):
     """Sequences read again from the states that the rollout began with give the log-probabilities
     it stored, through ends and over the border of rollouts; and gradients go back in time."""
     begins_with(ppo, decided)
-    run = Run(ppo, iterations=3, learning_rate=1e-4, **{"ent_coef": 0.01, "max_grad_norm": 1e9})
+    wrong = "sequences are not read again from the state that the rollout began with"
+    with mistake(wrong):
+        run = Run(ppo, "Apart-v0", iterations=2, num_envs=8, learning_rate=1e-4)
     assert all(rollout.dones.any() for rollout in run.rollouts)
     errors = [value for _, value in run.scalars["debug/first_ratio_error"]]
-    wrong = "sequences are not read again from the state that the rollout began with"
     assert max(errors) < 1e-4, wrong
-    for i in range(3):
-        check_update(run, {}, i)
+    for i in range(2):
+        with mistake("gradients must go back through time, to the rollout's start and no further"):
+            check_update(run, {}, i)
         logp = next(run.minibatches(i))["logp"]
         assert np.ptp(logp) > 0.3  # the same policy for all would hide what is wrong
 

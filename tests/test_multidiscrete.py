@@ -1,7 +1,9 @@
 """The details of ppo_multidiscrete.py, a test each."""
 
 import math
+from unittest.mock import patch
 
+import gymnasium as gym
 import known_envs
 import numpy as np
 import pytest
@@ -32,8 +34,10 @@ def test_multidiscrete_01_independent_action_components(ppo):
     got = dist.log_prob(actions).detach().numpy()
     assert got.shape == (7,), "there is a log-probability for each component: sum them"
     assert not np.allclose(got, -math.log(6) / 2), "the components' mean is taken, not their sum"
-    np.testing.assert_allclose(got, [-math.log(6)] * 7, atol=1e-6)
-    np.testing.assert_allclose(dist.entropy().detach(), [math.log(6)] * 7, atol=1e-6)
+    wrong = "log-probabilities are not sums over the components"
+    np.testing.assert_allclose(got, [-math.log(6)] * 7, atol=1e-6, err_msg=wrong)
+    got, wrong = dist.entropy().detach(), "entropies are not sums over the components"
+    np.testing.assert_allclose(got, [math.log(6)] * 7, atol=1e-6, err_msg=wrong)
     with torch.no_grad():
         agent.actor[-1].bias[:] = torch.tensor([0.5, -0.5, 9.0, 1.0, 0.0, -1.0])
     one, two = (np.exp(b) / np.exp(b).sum() for b in ([0.5, -0.5], [1.0, 0, -1]))
@@ -90,6 +94,22 @@ def test_actions_of_every_kind(ppo, monkeypatch, space, nvec, action, native):
     assert space.contains(got[0])
 
 
+class Told(known_envs.Masked):
+    """Masked, but it takes invalid actions too: the log tells. Its last states have valid choices,
+    unless it is `stuck`."""
+
+    def info(self, over=False):
+        return super().info()
+
+    def step(self, action):
+        with patch.object(self, "mask", [np.ones_like(part) for part in self.mask]):
+            return super().step(action)
+
+
+for kind in ("one", "pair", "stuck"):
+    gym.register(f"Told-{kind}-v0", Told, kwargs={"kind": kind})
+
+
 def valid(state, kind: str) -> np.ndarray:
     """What Masked says is valid in a state (episode, t), as the policy's mask (A, K)."""
     episode, t = state
@@ -102,9 +122,20 @@ def valid(state, kind: str) -> np.ndarray:
     return grid
 
 
+def obeyed(run, kind: str) -> np.ndarray:
+    """Of each step, whether its action was valid in its state."""
+    found = []
+    for rollout in run.rollouts:
+        states = np.rint(rollout.obs[..., 1:] * 10).astype(int).reshape(-1, 2)
+        actions = rollout.actions.reshape(len(states), -1)
+        for state, action in zip(states, actions, strict=True):
+            found.append(valid(state, kind)[np.arange(len(action)), action].all())
+    return np.array(found)
+
+
 def test_aux_04_invalid_action_masking(ppo):
-    """No masked action is taken, as the environment itself asserts; a masked choice's probability,
-    gradient and share of the entropy are 0; the update meets the mask of the sample."""
+    """No masked action is taken; a masked choice's probability, gradient and share of the entropy
+    are 0; the update meets the mask of the sample."""
     agent = ppo.Agent(spaces.Box(-1, 1, (4,)), spaces.MultiDiscrete([5]))
     obs, mask = torch.randn(10_000, 4), torch.tensor([[True, False, True, False, True]])
     dist = agent.policy(obs, mask.expand(10_000, 1, 5))
@@ -112,8 +143,9 @@ def test_aux_04_invalid_action_masking(ppo):
     assert set(actions.ravel().tolist()) == {0, 2, 4}, "a masked choice was sampled"
     (dist.log_prob(actions).mean() + dist.entropy().mean()).backward()
     grad = agent.actor[-1].bias.grad
-    assert (grad[[1, 3]] == 0).all() and (grad[[0, 2, 4]] != 0).all()
-    assert (agent.actor[-1].weight.grad[[1, 3]] == 0).all()
+    assert grad.isfinite().all(), "the gradient is not finite: minus infinity times 0 is NaN"
+    assert (grad[[1, 3]] == 0).all(), "a masked choice gets a gradient"
+    assert (grad[[0, 2, 4]] != 0).all() and (agent.actor[-1].weight.grad[[1, 3]] == 0).all()
     three = torch.distributions.Categorical(logits=agent.actor(obs)[:, [0, 2, 4]])
     np.testing.assert_allclose(dist.entropy().detach(), three.entropy().detach(), atol=1e-5)
 
@@ -127,25 +159,36 @@ def test_aux_04_invalid_action_masking(ppo):
     ppo.Agent.policy = spy
     for kind, choices in (("one", 5), ("pair", 12)):
         calls.clear()
-        run = Run(ppo, f"Masked-{kind}-v0", iterations=20, ent_coef=0.3)  # no assertion of Masked's
-        assert sum(entry[0] == "step" for entry in run.log) == 20 * 64
-        assert len(calls) == 20 * (64 + 4 * 64)
+        run = Run(ppo, f"Told-{kind}-v0", iterations=6, ent_coef=0.3)
+        assert len(calls) == 6 * (64 + 4 * 64)
         for state, given in calls:
-            wrong = f"in state {state} the policy was given another state's mask"
+            wrong = f"in episode and step {state} the policy was given another state's mask"
             assert (given == valid(state, kind)).all(), wrong
+        assert obeyed(run, kind).all(), "an invalid action was taken"
         assert max(value for _, value in run.scalars["debug/first_ratio_error"]) < 1e-4
         assert max(value for _, value in run.scalars["losses/entropy"]) < math.log(choices) - 0.1
 
     calls.clear()
-    Run(ppo, masks=False)
-    assert all((mask == [[1, 1, 1], [1, 1, 0]]).all() for _, mask in calls)
-    with pytest.raises(AssertionError, match="an invalid action was taken"):
-        Run(ppo, "Masked-one-v0", masks=False)
+    run = Run(ppo, "Told-pair-v0", masks=False)
+    exists = [[1, 1, 1, 1], [1, 1, 1, 0]]
+    assert all((mask == exists).all() for _, mask in calls), "--no-masks has masks"
+    assert not obeyed(run, "pair").all()
 
 
 @pytest.mark.parametrize("script", ["ppo_multidiscrete.py"], indirect=True)
 def test_nothing_valid_stops_the_run(ppo):
-    """Before anything invalid is played, in training and in an evaluation; the environment's own
-    mistake is a traceback that names it."""
+    """Before anything is played there; the environment's mistake is a traceback that names it."""
     with pytest.raises(ValueError, match="action_mask leaves nothing valid"):
-        Run(ppo, "Masked-stuck-v0")
+        Run(ppo, "Told-stuck-v0")
+    assert max(entry[3] for entry in known_envs.LOG if entry[0] == "step") == 1
+
+
+@pytest.mark.parametrize("script", ["ppo_multidiscrete.py"], indirect=True)
+@pytest.mark.parametrize("kind", ["one", "pair"])
+@pytest.mark.xfail(strict=True, reason="check() ignores the mask; last states need a valid choice")
+def test_strict_environments(ppo, kind):
+    """An environment may refuse invalid actions, and leave nothing valid in an episode's last
+    state, where nobody acts; its training and its evaluation obey the masks."""
+    run = Run(ppo, f"Masked-{kind}-v0", iterations=2)
+    assert obeyed(run, kind).all()
+    assert len(ppo.main(["--evaluate", run.folder, "--eval-episodes", "2"])["sampled"]) == 2
