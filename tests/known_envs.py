@@ -8,7 +8,7 @@ numbers from -1 to 1, of which the first chooses by its sign).
 """
 
 import os
-from functools import partial
+from functools import cache, partial
 
 import gymnasium as gym
 import numpy as np
@@ -213,6 +213,47 @@ def valid_choices(episode: int, t: int, kind: str) -> list[np.ndarray]:
     return masks
 
 
+class Infos(Ends):
+    """Infos as users write them: other keys, types and shapes at every step."""
+
+    def step(self, action):
+        *outcome, _ = super().step(action)
+        odd = [{}, {"x": 1}, {"x": np.zeros(self.t)}, {"x": "text", "y": None}, {"x": {"z": [1]}}]
+        return *outcome, odd[self.t % 5]
+
+
+class Bare(Ends):
+    """An environment that can't be drawn, and takes no render_mode."""
+
+    def __init__(self):
+        super().__init__()
+
+
+class Lookup(Ends):
+    """Its actions are the keys of a dict."""
+
+    def step(self, action):
+        return super().step({0: 0, 1: 1, 2: 2}[action])
+
+
+class Old(Ends):
+    """The step of an old Gym: four results."""
+
+    def step(self, action):
+        return super().step(action)[:4]
+
+
+class Moving(Ends):
+    """Changes the working directory, for files of its own."""
+
+    def reset(self, seed=None, options=None):
+        if os.path.basename(os.getcwd()) != "elsewhere":
+            os.makedirs("elsewhere", exist_ok=True)
+            home, _ = os.getcwd(), os.chdir("elsewhere")
+            os.environ["HOME_OF_MOVING"] = home
+        return super().reset(seed, options)
+
+
 class Recall(gym.Env):
     """The first of three observations says which action earns 1 in the last; the others are 0."""
 
@@ -242,6 +283,9 @@ class Sized(Ends):
 class Picture(Ends):
     console = False
     observation_space = gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)
+
+    def observe(self):
+        return np.zeros((8, 8, 3), np.uint8)
 
 
 class Limit(Ends):
@@ -319,8 +363,7 @@ class Console(gym.Env):
 
     def picture(self, obs):
         frame = np.zeros(self.observation_space.shape, np.uint8)
-        frame[0, :3] = 100
-        frame[0, : len(obs)] = (np.rint(obs * 10) + 100).astype(int)[:, None] % 256
+        frame[0, : len(obs)] = np.rint(obs * 10).astype(int)[:, None] % 256
         return frame
 
     def reset(self, seed=None, options=None):
@@ -332,9 +375,42 @@ class Console(gym.Env):
         return self.picture(obs), *rest, info | {"lives": 0}
 
 
-def numbers(pictures):
-    """What stands in stacks of frames (..., 4, 84, 84), in the newest: observations (..., 3)."""
-    return (np.asarray(pictures[..., 3, 0, :3], np.float32) - 100) / 10
+@cache
+def noise(*numbers: int) -> np.ndarray:
+    """A picture like no other, of which these numbers are the first pixels of the newest frame."""
+    frames = np.random.default_rng(numbers).integers(0, 256, (4, 84, 84), np.uint8)
+    frames[3, 0, :3] = numbers
+    return frames
+
+
+def pictures(obs: np.ndarray) -> np.ndarray:
+    """Of observations (..., 3) of Ends: stacks of frames (..., 4, 84, 84)."""
+    rows = np.rint(obs * 10).astype(int).reshape(-1, 3)
+    return np.array([noise(*row) for row in rows.tolist()]).reshape(*obs.shape[:-1], 4, 84, 84)
+
+
+def numbers(pictures: np.ndarray) -> np.ndarray:
+    """The other way round."""
+    return pictures[..., 3, 0, :3].astype(np.float32) / 10
+
+
+class Seen(gym.Wrapper):
+    """A console without preprocessing: what stands in its pictures, as the network wants it."""
+
+    observation_space = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
+
+    def __init__(self, env):
+        super().__init__(gym.wrappers.RecordEpisodeStatistics(env))
+
+    def reset(self, seed=None, options=None):
+        frame, info = self.env.reset(seed=seed)
+        self.game_over = False
+        return noise(*frame[0, :3, 0].tolist()), info
+
+    def step(self, action):
+        frame, reward, terminated, truncated, info = self.env.step(action)
+        self.game_over = terminated or truncated
+        return noise(*frame[0, :3, 0].tolist()), reward, terminated, truncated, info
 
 
 def make(cls, frameskip=None, repeat_action_probability=None, **kwargs):
@@ -377,5 +453,7 @@ for kind in ("constant", "delayed", "action", "observed", "endless"):
     register(f"Probe-{kind}-v0", Probe, kwargs={"kind": kind})
 for kind in ("reward", "obs"):
     register(f"Broken-{kind}-v0", Broken, kwargs={"kind": kind})
+for cls in (Infos, Bare, Lookup, Old, Moving):
+    register(f"{cls.__name__}-v0", cls)
 register("Forever-v0", Ends, kwargs={"lengths": (10**9, 10**9)})
 register("Flat-v0", Flat)

@@ -10,7 +10,7 @@ import torch
 from harness import ROOT, Run
 
 # Ends is unbounded, so that what it got is what was sampled; statistics count as in real use.
-SCALED = {"plain": False, "learning_rate": 0.01}
+SCALED = {"plain": False}
 
 
 def forward(agent, network: str, x: np.ndarray) -> np.ndarray:
