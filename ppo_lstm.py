@@ -6,7 +6,7 @@
 
 What differs from ppo.py: one LSTM reads the observations in order, and policy and value function
 read its output. What it remembers, its state, lives as long as an episode. Training goes through
-whole sequences, so that gradients reach what should have been remembered.
+whole sequences, so that gradients reach earlier steps, which have to be remembered.
 
 Read from top to bottom: PPO itself is all down to the end of train(), and the rest only runs it.
 `# [core-07] Title` marks an implementation detail, which docs/ explains. "Source" is a file of
@@ -161,7 +161,7 @@ class Categorical:
 
 
 # [lstm-01 1/2] LSTM layer: orthogonal initialization, zero biases
-# Gain 1; all gates half open. Both heads read one LSTM. Source: a2c/utils.py#L82-L103.
+# Gain 1; every gate starts near 0.5. Both heads read one LSTM. Source: a2c/utils.py#L82-L103.
 # DEVIATION: torch has a second bias vector, which stays 0 here, and orders the gates otherwise.
 class Agent(nn.Module):
     """The policy (actor) and the value function (critic), after one LSTM of H = 128 units."""
@@ -175,11 +175,11 @@ class Agent(nn.Module):
         nn.init.zeros_(self.lstm.bias_hh_l0).requires_grad_(False)
         self.actor = layer_init(nn.Linear(128, int(action_space.n)), gain=0.01)
         self.critic = layer_init(nn.Linear(128, 1), gain=1.0)
-        torch.backends.cudnn.allow_tf32 = False  # GPU: 10-bit products part acting from learning
+        torch.backends.cudnn.allow_tf32 = False  # else a GPU rounds: ratios aren't 1
 
     def read(self, obs: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Outputs (L, n, H) of L steps of n envs (L, n, D) from a state (2, n, H), and the next."""
-        hidden, state = self.lstm(obs, (state[:1], state[1:]))  # the last output, the cells
+        hidden, state = self.lstm(obs, (state[:1], state[1:]))  # (h, c): last output, cells
         return hidden, torch.cat(state)
 
     def policy(self, hidden: torch.Tensor) -> Categorical:
@@ -251,10 +251,10 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
     current_obs, _ = envs.reset(seed=env_seeds)  # (N, D)
 
     # [lstm-02 1/3] Zero state at first
-    # Nothing is remembered yet. Rollouts after the first go on with the state they find.
+    # Nothing is remembered yet. Later rollouts go on with the last state of the one before.
     # Source: common/models.py#L179, common/runners.py#L13.
     state = torch.zeros(2, args.num_envs, 128, device=device)
-    states = torch.zeros(args.num_steps, *state.shape, device=device)  # row t: after obs[t]
+    states = torch.zeros(args.num_steps, *state.shape, device=device)  # row t: state after obs[t]
 
     for iteration in bar:
         # --- 1. Annealing
@@ -269,8 +269,8 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
 
         # --- 2. Rollout: T steps in N envs
         # [lstm-05 1/2] States rebuilt from the rollout's start
-        # The one state that training starts from. Source: ppo2/runner.py#L23.
-        first_state = state.clone()
+        # Acting and training both start from this state. Source: ppo2/runner.py#L23.
+        first_state = state.clone()  # (2, N, H)
 
         with torch.inference_mode():
             for t in range(args.num_steps):
@@ -309,9 +309,9 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
         # --- 3. Values and advantages, (T, N)
         with torch.inference_mode():  # all rows at once: faster than a value with each action
             # [lstm-03 2/3] State reset at the end of an episode
-            # next_obs[t] is read with its episode's memory, states[t], before any reset: one step
-            # ahead in all rows at once, whose new states are thrown away.
-            values = agent.value(states[:, 0]).cpu().numpy()
+            # The LSTM reads next_obs[t] from states[t], which no reset has touched: so a state that
+            # a time limit cut off is valued with its own episode's memory.
+            values = agent.value(states[:, 0]).cpu().numpy()  # [:, 0]: the outputs
             ahead = torch.as_tensor(next_obs, device=device).flatten(0, 1)[None]  # (1, B, D)
             hidden, _ = agent.read(ahead, states.transpose(0, 1).flatten(1, 2))  # from (2, B, H)
             next_values = agent.value(hidden).view(shape).cpu().numpy()
@@ -327,7 +327,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
 
         # --- 4. Update
         # [lstm-04 1/3] Whole sequences as minibatches
-        # The second axis is the env's: cut there, the steps of an env stay together, in order.
+        # Cut along axis 1, the envs: all steps of an env stay in one minibatch, in order.
         rollout = (obs, actions, logprobs, advantages, returns, values, dones, first_state)
         batch = [torch.as_tensor(x, device=device) for x in rollout]  # (T, N, ...), (2, N, H)
 
@@ -336,21 +336,21 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
             # [core-06] Mini-batch updates
             # Shuffled anew each epoch, each row in one minibatch. Source: ppo2/ppo2.py#L157-L166.
             # [lstm-04 2/3] Whole sequences as minibatches
-            # Envs are shuffled, not rows: n of them a minibatch. Source: ppo2/ppo2.py#L167-L180.
+            # Here only envs are shuffled: n whole ones each. Source: ppo2/ppo2.py#L167-L180.
             order = torch.randperm(args.num_envs, device=device)
             for minibatch in zip(*(x[:, order].chunk(args.num_minibatches, 1) for x in batch)):
                 *minibatch, mb_dones, mb_state = minibatch  # (T, n, ...), and (2, n, H)
                 mb_obs, mb_actions, mb_logprobs, mb_advantages, mb_returns, mb_values = minibatch
 
                 # [lstm-05 2/2] States rebuilt from the rollout's start
-                # Read again with the current weights: gradients go back through time. One call from
-                # end to end: 2.5 times as fast as step by step. Source: ppo2/model.py#L151-L153.
+                # The current weights read the rollout again, from its first state on: gradients go
+                # back through time. Source: ppo2/model.py#L151-L153.
                 # [lstm-03 3/3] State reset at the end of an episode
-                ends, outputs, start = mb_dones.any(1), [], 0  # (T,): any of the n envs ends
-                ends[-1] = True
-                for stop in (ends.nonzero().flatten() + 1).tolist():
-                    hidden, mb_state = agent.read(mb_obs[start:stop], mb_state)
-                    mb_state, start = mb_state * ~mb_dones[stop - 1].unsqueeze(-1), stop
+                ends, outputs, begin = mb_dones.any(1), [], 0  # (T,): steps that end an episode
+                ends[-1] = True  # and the last: each call reads all rows up to an end, which makes
+                for stop in (ends.nonzero().flatten() + 1).tolist():  # the script 2.5 times as fast
+                    hidden, mb_state = agent.read(mb_obs[begin:stop], mb_state)
+                    mb_state, begin = mb_state * ~mb_dones[stop - 1].unsqueeze(-1), stop
                     outputs.append(hidden)
                 hidden = torch.cat(outputs)  # (T, n, H)
                 dist, new_values = agent.policy(hidden), agent.value(hidden)
@@ -515,8 +515,8 @@ def evaluate(args: Args, checkpoint: dict, folder: Path, mode: str) -> list[floa
         while not over and steps < 27_000:  # Atari's own limit, in steps of 4 frames
             with torch.inference_mode():
                 # [lstm-02 3/3] Zero state at first
-                step = torch.as_tensor(obs, dtype=torch.float32)[None, None]  # (1, 1, D)
-                hidden, state = agent.read(step, state)
+                row = torch.as_tensor(obs, dtype=torch.float32)[None, None]  # (1, 1, D)
+                hidden, state = agent.read(row, state)
                 dist = agent.policy(hidden[0, 0])
 
             action = dist.mode() if mode == "greedy" else dist.sample()

@@ -46,7 +46,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-SCRIPT, ACTIONS = "ppo_multidiscrete", gym.spaces.MultiDiscrete  # which make_env makes of all
+SCRIPT, ACTIONS = "ppo_multidiscrete", gym.spaces.MultiDiscrete  # make_env turns all into it
 if sys.platform == "linux" and "DISPLAY" not in os.environ and "--capture" in " ".join(sys.argv):
     os.environ.setdefault("MUJOCO_GL", "egl")  # films without a screen; read when MuJoCo is loaded
 
@@ -60,7 +60,7 @@ class Args:
     total_timesteps: int = 1_000_000  # steps of all envs together, rounded down to whole rollouts
     num_envs: int = 4  # N, environments stepped side by side
     num_steps: int = 512  # T, steps in each environment between two updates
-    bins: int = 11  # equal parts of each number of a Box action; a choice plays a part's middle
+    bins: int = 11  # choices per number of a Box action: the middles of so many equal parts
     masks: bool = True  # obey info["action_mask"], where the environment reports one
     cuda: bool = False  # use a GPU if there is one; networks this small are faster on a CPU
 
@@ -98,20 +98,20 @@ class Args:
 # ---------------------------------------- Environment ----------------------------------------
 
 
-# [aux-04 1/5] Invalid action masking
-# The environment says in info["action_mask"] what is valid: a flag for each choice, all components
-# after one another, in one array or one per component.
+# [aux-04 1/6] Invalid action masking
+# The environment may give info["action_mask"], at reset() and at every step(): True for each valid
+# choice; one flat array, component after component, or a tuple of an array per component.
 class ActionMask(gym.Wrapper):
     """Keeps in `mask` (A, K) the choices that are valid now."""
 
     def __init__(self, env: gym.Env, masks: bool):
         super().__init__(env)
         nvec = env.action_space.nvec  # (A,), the choices of each component
-        self.masks, self.exists = masks, np.arange(nvec.max()) < nvec[:, None]  # (A, K)
+        self.obey, self.exists = masks, np.arange(nvec.max()) < nvec[:, None]  # (A, K)
 
     def read(self, info: dict) -> None:
-        self.mask, flags = self.exists.copy(), info.get("action_mask") if self.masks else None
-        if flags is not None:
+        self.mask = self.exists.copy()  # a component with fewer than K choices: False behind them
+        if self.obey and (flags := info.get("action_mask")) is not None:
             self.mask[self.exists] = np.concatenate([np.ravel(part) for part in flags]) > 0
         if not self.mask.any(1).all():
             raise ValueError("action_mask leaves nothing valid: end the episode before that state")
@@ -122,8 +122,8 @@ class ActionMask(gym.Wrapper):
         return obs, info
 
     def step(self, action):
-        *outcome, info = self.env.step(action)
-        self.read(info)
+        *outcome, info = self.env.step(action)  # outcome[2:]: terminated, truncated
+        self.read({} if any(outcome[2:]) else info)  # after an end nothing is chosen
         return *outcome, info
 
 
@@ -136,12 +136,12 @@ def make_env(args: Args, video: Path | None = None) -> gym.Env:
     env = gym.wrappers.FlattenObservation(env)  # Dict and n-d Box to (D,), Discrete to one-hot
 
     # [multidiscrete-01 1/3] Independent action components
-    # For the policy an action is (A,), each component counted from 0. The lambda gives it shape,
-    # start and type of the environment's space; [()] makes a number of an array without axes.
+    # The policy's actions are (A,) and count from 0. The lambda turns them into the environment's
+    # shape, start and type; [()] turns an array without axes, a Discrete action, into a number.
     if isinstance(env.action_space, gym.spaces.Box):
         env = gym.wrappers.DiscretizeAction(env, args.bins, multidiscrete=True)
     space, start = env.action_space, getattr(env.action_space, "start", 0)
-    nvec = np.array(getattr(space, "nvec", getattr(space, "n", 2)))
+    nvec = np.array(space.nvec if isinstance(space, gym.spaces.MultiDiscrete) else space.n)
     nvec = np.full(space.shape, 2) if isinstance(space, gym.spaces.MultiBinary) else nvec
     env = gym.wrappers.TransformAction(
         env,
@@ -197,7 +197,7 @@ def mlp(inputs: int, outputs: int, gain: float) -> nn.Sequential:
 # The probability of an action is the product of its components': logarithms and entropies are sums,
 # and there is one ratio to clip. Source: common/distributions.py#L206-L222.
 class Categorical:
-    """Distribution over actions (..., A) from logits (..., A, K)."""
+    """Distribution over actions (..., A) from logits (..., A, K); log_prob(), entropy(): (...)."""
 
     def __init__(self, logits: torch.Tensor):
         self.logp = logits.log_softmax(-1)
@@ -216,9 +216,9 @@ class Categorical:
         return self.logp.argmax(-1)
 
 
-# [aux-04 2/5] Invalid action masking
-# -1e8 gets probability 0 in float32; its gradient and its share of the entropy are 0, too. With
-# minus infinity the entropy would be 0 times infinity: NaN. Source: Huang and Ontanon 2020.
+# [aux-04 2/6] Invalid action masking
+# policy() sets invalid logits to -1e8: probability, gradient and share of the entropy are then 0.
+# With minus infinity the entropy would be 0 times infinity: NaN. Source: Huang and Ontanon 2020.
 class Agent(nn.Module):
     """The policy (actor) and the value function (critic)."""
 
@@ -286,8 +286,8 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
     shape = (args.num_steps, args.num_envs)  # (T, N)
     obs = np.zeros(shape + envs.single_observation_space.shape, np.float32)
     # [multidiscrete-01 3/3] Independent action components
-    choices = envs.envs[0].exists.shape  # (A, K)
-    masks, actions = np.zeros(shape + choices, bool), np.zeros(shape + choices[:1], np.int64)
+    A, K = envs.get_attr("exists")[0].shape
+    masks, actions = np.zeros((*shape, A, K), bool), np.zeros((*shape, A), np.int64)
     next_obs = np.zeros_like(obs)
 
     logprobs, rewards = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
@@ -320,7 +320,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
             for t in range(args.num_steps):
                 obs[t] = current_obs
 
-                # [aux-04 3/5] Invalid action masking
+                # [aux-04 3/6] Invalid action masking
                 # Row t: what was valid in obs[t].
                 masks[t] = envs.get_attr("mask")
                 mask = torch.as_tensor(masks[t], device=device)
@@ -367,7 +367,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
         for _ in range(args.update_epochs):
             # [core-06] Mini-batch updates
             # Shuffled anew each epoch, each row in one minibatch. Source: ppo2/ppo2.py#L157-L166.
-            # [aux-04 4/5] Invalid action masking
+            # [aux-04 4/6] Invalid action masking
             # The same masks again, or the ratio would compare two different distributions.
             tensors = [*batch, torch.as_tensor(masks, device=device).flatten(0, 1)]
             order = torch.randperm(len(batch[0]), device=device)
@@ -484,8 +484,11 @@ def check(args: Args) -> None:
     try:
         envs = make_envs(args)
         envs.reset()
-        envs.step(envs.action_space.sample())
+
+        # [aux-04 5/6] Invalid action masking
+        envs.step(np.stack(envs.get_attr("mask")).argmax(-1))  # the first valid choices
         envs.close()
+
     except Exception as error:  # an environment may raise any
         fail(f"--env-id {args.env_id} can't be made, reset and stepped: {error!r}")
     shape, space = envs.envs[0].unwrapped.observation_space.shape, envs.single_action_space
@@ -525,7 +528,7 @@ def evaluate(args: Args, checkpoint: dict, folder: Path, mode: str) -> list[floa
         (obs, _), total, steps, over = env.reset(seed=seed), 0.0, 0, False
         while not over and steps < 27_000:  # Atari's own limit, in steps of 4 frames
             with torch.inference_mode():
-                # [aux-04 5/5] Invalid action masking
+                # [aux-04 6/6] Invalid action masking
                 mask = torch.as_tensor(env.get_wrapper_attr("mask"))
                 dist = agent.policy(torch.as_tensor(obs, dtype=torch.float32), mask)
 

@@ -185,7 +185,6 @@ def test_nothing_valid_stops_the_run(ppo):
 
 @pytest.mark.parametrize("script", ["ppo_multidiscrete.py"], indirect=True)
 @pytest.mark.parametrize("kind", ["one", "pair"])
-@pytest.mark.xfail(strict=True, reason="check() ignores the mask; last states need a valid choice")
 def test_strict_environments(ppo, kind):
     """An environment may refuse invalid actions, and leave nothing valid in an episode's last
     state, where nobody acts; its training and its evaluation obey the masks."""
