@@ -385,7 +385,7 @@ def noise(*numbers: int) -> np.ndarray:
 
 def pictures(obs: np.ndarray) -> np.ndarray:
     """Of observations (..., 3) of Ends: stacks of frames (..., 4, 84, 84)."""
-    rows = np.rint(obs * 10).astype(int).reshape(-1, 3)
+    rows = np.rint(obs * 10).astype(int).reshape(-1, 3) % 256
     return np.array([noise(*row) for row in rows.tolist()]).reshape(*obs.shape[:-1], 4, 84, 84)
 
 
