@@ -629,7 +629,7 @@ def check(args: Args) -> None:
         fail(f"--env-id {args.env_id} can't be made, reset and stepped: {error!r}")
 
     # [atari-02 3/3] Frame skip with a maximum over two frames
-    own = gym.spec(args.env_id).kwargs
+    own = gym.spec(args.env_id.split(":")[-1]).kwargs
     if any(own.get(name, value) != value for name, value in GAME.items()):
         print(f"{args.env_id} is made with {GAME}: this script skips frames by itself")
 
