@@ -301,7 +301,7 @@ class Categorical:
         self.logp = logits.log_softmax(-1)
 
     def sample(self) -> torch.Tensor:
-        # Gumbel-max: argmax(log p + Gumbel noise) samples p: common/distributions.py#L193.
+        # Gumbel-max: argmax(log p + Gumbel noise) samples p: common/distributions.py#L199-L201.
         return (self.logp - torch.empty_like(self.logp).exponential_().log()).argmax(-1)
 
     def log_prob(self, actions: torch.Tensor) -> torch.Tensor:
@@ -393,7 +393,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
     gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     device = torch.device(gpu if args.cuda and torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.allow_tf32 = False  # 10-bit products: another network than a CPU's
-    torch.set_num_threads(1)  # networks this small gain nothing from a second core
+    torch.set_num_threads(1)  # more wait for each other on a busy machine, and give other weights
     start = checkpoint["step"] // args.batch_size if checkpoint else 0  # iterations done
     stage = f"train from {start}" + f" on {RANK}" * (RANK > 0)
     torch_seed, *env_seeds = spawn_seeds(args.seed, stage, 1 + args.num_envs)

@@ -147,7 +147,7 @@ class Categorical:
         self.logp = logits.log_softmax(-1)
 
     def sample(self) -> torch.Tensor:
-        # Gumbel-max: argmax(log p + Gumbel noise) samples p: common/distributions.py#L193.
+        # Gumbel-max: argmax(log p + Gumbel noise) samples p: common/distributions.py#L199-L201.
         return (self.logp - torch.empty_like(self.logp).exponential_().log()).argmax(-1)
 
     def log_prob(self, actions: torch.Tensor) -> torch.Tensor:
