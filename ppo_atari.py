@@ -672,13 +672,13 @@ def evaluate(args: Args, checkpoint: dict, folder: Path, mode: str) -> list[floa
                 dist, _ = agent(torch.as_tensor(obs)[None])  # (1, 4, 84, 84)
             action = dist.mode() if mode == "greedy" else dist.sample()
             obs, _, terminated, truncated, _ = env.step(action.item())
-            total, steps = env.get_wrapper_attr("episode_returns"), steps + 1
+            total, steps = float(env.get_wrapper_attr("episode_returns")), steps + 1
             if terminated or truncated:
                 obs, _ = env.reset()
             over = env.get_wrapper_attr("episode_count") > games and not truncated
             steps = 27_000 if truncated else steps
 
-        returns.append(float(total))
+        returns.append(total)
         cut += not over
     env.close()
     print(f"{mode}: return {np.mean(returns):.1f} +- {np.std(returns):.1f}", end=" ")

@@ -100,10 +100,10 @@ def make_env(args: Args, video: Path | None = None) -> gym.Env:
     if video:
         film = {"video_length": 1000, "disable_logger": True}  # frames stay in memory until then
         env = gym.wrappers.RecordVideo(env, str(video), lambda game: game == 0, **film)
-    env = gym.wrappers.FlattenObservation(env)  # Dict and n-d Box to (D,), Discrete to one-hot
 
     # [extra-08] Hidden entries of the observation
     # CartPole without its velocities, say: what can't be seen has to be remembered.
+    env = gym.wrappers.FlattenObservation(env)  # Dict and n-d Box to (D,), Discrete to one-hot
     keep, full = list(args.observe) or slice(None), env.observation_space
     part = gym.spaces.Box(full.low[keep], full.high[keep], dtype=full.dtype)
     return gym.wrappers.TransformObservation(env, lambda obs: obs[keep], part)

@@ -133,11 +133,11 @@ def make_env(args: Args, video: Path | None = None) -> gym.Env:
     if video:
         film = {"video_length": 1000, "disable_logger": True}  # frames stay in memory until then
         env = gym.wrappers.RecordVideo(env, str(video), lambda game: game == 0, **film)
-    env = gym.wrappers.FlattenObservation(env)  # Dict and n-d Box to (D,), Discrete to one-hot
 
     # [multidiscrete-01 1/3] Independent action components
     # The policy's actions are (A,) and count from 0. The lambda turns them into the environment's
     # shape, start and type; [()] turns an array without axes, a Discrete action, into a number.
+    env = gym.wrappers.FlattenObservation(env)  # Dict and n-d Box to (D,), Discrete to one-hot
     if isinstance(env.action_space, gym.spaces.Box):
         env = gym.wrappers.DiscretizeAction(env, args.bins, multidiscrete=True)
     space, start = env.action_space, getattr(env.action_space, "start", 0)
