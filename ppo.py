@@ -236,8 +236,8 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
     began, saved_at = time.monotonic(), -np.inf  # -inf: the first iteration is saved
 
     # [core-01] Vectorized architecture
-    # All envs are reset here, once. A rollout goes on where the last one stopped, in mid-episode:
-    # T can be far shorter than an episode. Source: common/runners.py#L8-L14, ppo2/runner.py#L26.
+    # All envs are reset here, once. A rollout goes on where the last one stopped, so that T can be
+    # far shorter than an episode. Source: common/runners.py#L8-L14, ppo2/runner.py#L26.
     current_obs, _ = envs.reset(seed=env_seeds)  # (N, D)
 
     for iteration in bar:
