@@ -89,6 +89,7 @@ class Ppo:
         return read.flatten(0, -2).numpy()
 
     def policy(self, agent, obs):
+        """The policy in the first steps of an episode, obs (n, D)."""
         return agent.policy(self.encode(obs))
 
     def value(self, agent, obs):
@@ -117,9 +118,8 @@ class Lstm(Ppo):
     name, reads = "ppo_lstm.py", ("Agent", "read")
 
     def remember(self, agent, obs) -> torch.Tensor:
-        """What the LSTM puts out for observations that each are the first of an episode."""
-        x = self.encode(obs)[None]
-        return agent.read(x, torch.zeros(2, x.shape[1], 128))[0][0]
+        """What the LSTM puts out for the first steps of an episode."""
+        return agent.read(self.encode(obs)[:, None], torch.zeros(2, 1, 128))[0][:, 0]
 
     def policy(self, agent, obs):
         return agent.policy(self.remember(agent, obs))

@@ -385,7 +385,7 @@ def noise(*numbers: int) -> np.ndarray:
 
 def pictures(obs: np.ndarray) -> np.ndarray:
     """Of observations (..., 3) of Ends: stacks of frames (..., 4, 84, 84)."""
-    rows = np.rint(obs * 10).astype(int).reshape(-1, 3) % 256
+    rows = np.rint(obs * 10).astype(int).reshape(-1, 3)
     return np.array([noise(*row) for row in rows.tolist()]).reshape(*obs.shape[:-1], 4, 84, 84)
 
 
@@ -402,15 +402,27 @@ class Seen(gym.Wrapper):
     def __init__(self, env):
         super().__init__(gym.wrappers.RecordEpisodeStatistics(env))
 
+    def look(self, frame):
+        return noise(*frame[0, :3, 0].tolist())
+
     def reset(self, seed=None, options=None):
         frame, info = self.env.reset(seed=seed)
         self.game_over = False
-        return noise(*frame[0, :3, 0].tolist()), info
+        return self.look(frame), info
 
     def step(self, action):
         frame, reward, terminated, truncated, info = self.env.step(action)
         self.game_over = terminated or truncated
-        return noise(*frame[0, :3, 0].tolist()), reward, terminated, truncated, info
+        return self.look(frame), reward, terminated, truncated, info
+
+
+class Glimpse(Seen):
+    """What stands in its pictures, and no more: (3, 1, 1)."""
+
+    observation_space = gym.spaces.Box(0, 255, (3, 1, 1), np.uint8)
+
+    def look(self, frame):
+        return frame[0, :3, :1, None].copy()
 
 
 def make(cls, frameskip=None, repeat_action_probability=None, **kwargs):
