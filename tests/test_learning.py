@@ -6,9 +6,9 @@ import pytest
 import torch
 from harness import load
 
-SAME = """--num-envs 4 --num-steps 16 --num-minibatches 4 --update-epochs 4 --gamma 0.99
+SAME = """--num-envs 8 --num-steps 16 --num-minibatches 2 --update-epochs 4 --gamma 0.99
 --ent-coef 0.01 --vf-coef 0.5 --clip-coef 0.2""".split()
-FAST = [*SAME, *"--learning-rate 0.01 --no-clip-vloss --total-timesteps 9600".split()]
+FAST = [*SAME, *"--learning-rate 0.01 --no-clip-vloss --total-timesteps 6400".split()]
 
 
 class Reader(torch.nn.Module):
@@ -99,7 +99,7 @@ def test_memory():
     """What the first of three observations says is asked for in the last."""
     flags = ["--env-id", "known_envs:Recall-v0", *FAST, "--gamma", "0.9"]
     scores = {
-        script: load(script).main([*flags, "--total-timesteps", "38400"])["greedy"]
+        script: load(script).main([*flags, "--total-timesteps", "12800"])["greedy"]
         for script in ("ppo.py", "ppo_lstm.py")
     }
     assert np.mean(scores["ppo_lstm.py"]) == 1 and np.mean(scores["ppo.py"]) < 1
@@ -120,6 +120,6 @@ def test_the_best_action_is_at_the_bound():
 
 def test_pendulum_in_a_cart():
     """A random policy scores 6."""
-    flags = ["--env-id", "InvertedPendulum-v5", *SAME, "--num-steps", "128"]
-    flags += ["--learning-rate", "0.0025", "--total-timesteps", "40960", "--eval-episodes", "3"]
+    flags = ["--env-id", "InvertedPendulum-v5", *SAME, "--num-steps", "64"]
+    flags += ["--learning-rate", "0.0025", "--total-timesteps", "25600", "--eval-episodes", "3"]
     assert np.mean(load("ppo_continuous.py").main(flags)["greedy"]) > 100
