@@ -145,7 +145,7 @@ def test_core_07_advantage_normalization(ppo):
 
 def test_core_08_clipped_surrogate_objective(ppo):
     """No gradient where the ratio has moved far enough, but one where it moved the wrong way."""
-    run = Run(ppo, clip_coef=0.1, **BARE)
+    run = Run(ppo, clip_coef=0.05, **BARE)
     hints = {
         "the ratio is not clipped": {"policy": "unclipped"},
         "only the clipped term is there: take the smaller of the two": {"policy": "clipped"},
@@ -157,13 +157,13 @@ def test_core_08_clipped_surrogate_objective(ppo):
     check_update(run, hints)
     rows = list(run.minibatches(0))
     ratio, advantage = (np.concatenate([x[k] for x in rows]) for k in ("ratio", "normalized"))
-    for side in (ratio > 1.1, ratio < 0.9):
+    for side in (ratio > 1.05, ratio < 0.95):
         assert (side & (advantage > 0)).any() and (side & (advantage < 0)).any()
 
 
 def test_core_09_value_function_loss_clipping(ppo):
     """Half the mean of the larger of two squared errors, one of a value kept near its old one."""
-    bare = BARE | {"vf_coef": 1, "clip_coef": 0.05}
+    bare = BARE | {"vf_coef": 1, "clip_coef": 0.02}
     run = Run(ppo, **bare)
     hints = {
         "half the expected value: is it 1/2 twice?": {"half": 0.5},
@@ -177,7 +177,7 @@ def test_core_09_value_function_loss_clipping(ppo):
     new, old, target = (
         np.concatenate([x[k] for x in rows]) for k in ("value", "old_value", "target")
     )
-    far, beyond = np.abs(new - old) > 0.05, (new > old) == (new > target)
+    far, beyond = np.abs(new - old) > 0.02, (new > old) == (new > target)
     assert (far & beyond).any() and (far & ~beyond).any()
     check_update(Run(ppo, clip_vloss=False, **bare), {"--no-clip-vloss": {"error": "pessimistic"}})
 
@@ -259,14 +259,14 @@ def test_core_13_separate_networks(ppo):
 def test_aux_01_clip_range_annealing(ppo):
     """With --anneal-clip epsilon falls from clip_coef to clip_coef / iterations; else it stays."""
     for anneal in (True, False):
-        run = Run(ppo, iterations=3, anneal_clip=anneal, anneal_lr=False, clip_coef=0.02, **BARE)
+        run = Run(ppo, iterations=3, anneal_clip=anneal, anneal_lr=False, clip_coef=0.005, **BARE)
         for i, share in enumerate((1, 2 / 3, 1 / 3)):
-            epsilon = 0.02 * (share if anneal else 1)
-            other = 0.02 * (1 if anneal else share)
+            epsilon = 0.005 * (share if anneal else 1)
+            other = 0.005 * (1 if anneal else share)
             hint = "epsilon is not annealed" if anneal else "--no-anneal-clip: epsilon is annealed"
             check_update(run, {hint: {"epsilon": other}}, i, epsilon)
             ratio = np.concatenate([x["ratio"] for x in run.minibatches(i)])
-            assert (np.abs(ratio - 1) > 0.02).any()
+            assert (np.abs(ratio - 1) > 0.005).any()
 
 
 def test_aux_03_early_stopping_on_kl(ppo):
@@ -302,7 +302,7 @@ def test_extra_01_bootstrap_at_time_limits(ppo):
                 got, limits = rollout.gae["next_values"], limits + cut.sum()
                 zero = got[rollout.terminated if bootstrap else rollout.dones]
                 assert not zero.any(), "the value after an end must be 0"
-                assert np.abs(after).min() > 1e-4
+                assert after.all()
                 if bootstrap:
                     assert got[cut].all(), "the value after a time limit is 0"
                     wrong = "the value after a time limit is not that of the state it cut off"
@@ -361,3 +361,17 @@ def test_extra_05_self_check(ppo):
         assert stop.code == 1
     else:
         raise AssertionError("nothing noticed that acting and learning disagree")
+
+
+@pytest.mark.parametrize("script", ["ppo.py", "ppo_lstm.py", "ppo_atari.py"], indirect=True)
+def test_the_categorical_distribution_is_torchs(ppo):
+    """The tests above take its log-probabilities and entropies as they are."""
+    logits = torch.randn(7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 3
+    ours, theirs = ppo.Categorical(logits), torch.distributions.Categorical(logits=logits)
+    for a in range(5):
+        actions = torch.full((7,), a)
+        np.testing.assert_allclose(ours.log_prob(actions), theirs.log_prob(actions), rtol=1e-9)
+    np.testing.assert_allclose(ours.entropy(), theirs.entropy(), rtol=1e-9)
+    np.testing.assert_array_equal(ours.mode(), logits.argmax(-1))
+    many = ppo.Categorical(logits[:1].expand(100_000, 5)).sample()
+    np.testing.assert_allclose(many.bincount(minlength=5) / 1e5, theirs.probs[0], atol=0.01)
