@@ -96,10 +96,13 @@ class Ppo:
         return agent.value(self.encode(obs))
 
     def play(self, run: "Run", agent, i: int):
-        """The policy and the values in all rows of rollout i, and the values of what followed."""
-        rollout = run.rollouts[i]
-        obs, after = (x.reshape(-1, 3) for x in (rollout.obs, rollout.next_obs))
-        return self.policy(agent, obs), self.value(agent, obs), self.value(agent, after)
+        """The policy and the values in all rows of rollout i."""
+        obs = run.rollouts[i].obs.reshape(-1, 3)
+        return self.policy(agent, obs), self.value(agent, obs)
+
+    def follow(self, run: "Run", agent, i: int) -> torch.Tensor:
+        """The values of what followed each row of rollout i, before a reset."""
+        return self.value(agent, run.rollouts[i].next_obs.reshape(-1, 3))
 
 
 class Continuous(Ppo):
@@ -127,19 +130,26 @@ class Lstm(Ppo):
     def value(self, agent, obs):
         return agent.value(self.remember(agent, obs))
 
-    def play(self, run, agent, i):
-        state, outputs, after = torch.zeros(2, run.args.num_envs, 128), [], []
+    def outputs(self, run, agent, i: int):
+        """What the LSTM puts out in each step of rollout i, (1, N, H), and its state after it."""
+        state = torch.zeros(2, run.args.num_envs, 128)
         for j, rollout in enumerate(run.rollouts[: i + 1]):
             reader = agent if j == i else run.agent(rollout.steps[0].weights)
             with torch.set_grad_enabled(j == i and torch.is_grad_enabled()):
-                for t, dones in enumerate(rollout.dones):
-                    hidden, state = reader.read(self.encode(rollout.obs[t : t + 1]), state)
+                for obs, dones in zip(rollout.obs, rollout.dones, strict=True):
+                    hidden, state = reader.read(self.encode(obs[None]), state)
                     if j == i:
-                        outputs.append(hidden)
-                        after.append(reader.read(self.encode(rollout.next_obs[t][None]), state)[0])
+                        yield hidden, state
                     state = state * torch.as_tensor(~dones[:, None])
-        outputs, after = (torch.cat(x).flatten(0, 1) for x in (outputs, after))
-        return agent.policy(outputs), agent.value(outputs), agent.value(after)
+
+    def play(self, run, agent, i):
+        hidden = torch.cat([hidden for hidden, _ in self.outputs(run, agent, i)]).flatten(0, 1)
+        return agent.policy(hidden), agent.value(hidden)
+
+    def follow(self, run, agent, i):
+        pairs = zip(run.rollouts[i].next_obs, self.outputs(run, agent, i), strict=True)
+        after = [agent.read(self.encode(obs[None]), state)[0] for obs, (_, state) in pairs]
+        return agent.value(torch.cat(after).flatten(0, 1))
 
 
 class Several(Ppo):
@@ -181,6 +191,9 @@ class Atari(Ppo):
 
     def value(self, agent, obs):
         return agent(self.encode(obs))[1]
+
+    def play(self, run, agent, i):
+        return agent(self.encode(run.rollouts[i].obs.reshape(-1, 3)))
 
 
 SCRIPTS = {cls.name: cls() for cls in (Ppo, Continuous, Lstm, Several, Atari)}
@@ -334,7 +347,7 @@ class Run:
         epsilon = args.clip_coef if epsilon is None else epsilon
         actions = torch.as_tensor(rollout.actions.reshape(-1, *rollout.actions.shape[2:]))
         with torch.no_grad():
-            dist, *_ = self.adapter.play(self, self.agent(rollout.steps[0].weights), i)
+            dist, _ = self.adapter.play(self, self.agent(rollout.steps[0].weights), i)
             old = dist.log_prob(actions).double()
         given = mistakes.get("gae", {})
         advantages = reference.advantages(
@@ -344,7 +357,7 @@ class Run:
         values = torch.as_tensor(rollout.gae["values"]).double().flatten()
         for step in rollout.steps:
             agent, rows = self.agent(step.weights), self.rows(i, step)
-            dist, new, _ = self.adapter.play(self, agent, i)
+            dist, new = self.adapter.play(self, agent, i)
             entropy = dist.entropy().expand(len(actions))
             row = {"logp": dist.log_prob(actions), "old_logp": old, "entropy": entropy}
             row |= {"value": new, "old_value": values}

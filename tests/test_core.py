@@ -294,7 +294,8 @@ def test_extra_01_bootstrap_at_time_limits(ppo):
             for i, rollout in enumerate(run.rollouts):
                 agent = run.agent(rollout.steps[0].weights)
                 with torch.no_grad():
-                    _, values, after = run.adapter.play(run, agent, i)
+                    _, values = run.adapter.play(run, agent, i)
+                    after = run.adapter.follow(run, agent, i)
                 values, after = (x.numpy().reshape(rollout.dones.shape) for x in (values, after))
                 np.testing.assert_array_equal(rollout.gae["dones"], rollout.dones)
                 np.testing.assert_allclose(rollout.gae["values"], values, atol=1e-5)
