@@ -308,8 +308,7 @@ def test_extra_01_bootstrap_at_time_limits(ppo):
                     assert got[cut].all(), "the value after a time limit is 0"
                     wrong = "the value after a time limit is not that of the state it cut off"
                     np.testing.assert_allclose(got[cut], after[cut], atol=1e-5, err_msg=wrong)
-                inside = ~rollout.dones
-                np.testing.assert_allclose(got[inside], after[inside], atol=1e-5)
+                np.testing.assert_allclose(got[~rollout.dones], after[~rollout.dones], atol=1e-5)
             assert limits >= 4
     # An environment whose own end and time limit come together ended for good.
     both = Run(ppo, "Both-v0").gae[0][0]
