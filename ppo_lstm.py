@@ -540,9 +540,10 @@ def main(argv: list[str] | None = None) -> dict:
     if run is not None:
         saved, checkpoint = load(folder)  # its settings, which flags given now replace
         args = replace(tyro.cli(Args, args=argv, default=saved), resume=None, evaluate=None)
-        if flag == "--resume" and checkpoint["step"] // args.batch_size >= args.num_iterations:
-            fail(f"{folder} is trained to its end: use --evaluate, or give more --total-timesteps")
     check(args)
+    done = checkpoint["step"] // args.batch_size if checkpoint and flag == "--resume" else 0
+    if done >= args.num_iterations:
+        fail(f"{folder} is trained to its end: use --evaluate, or give more --total-timesteps")
     try:
         if flag == "--resume":
             print(f"{args.num_envs} envs x {args.num_steps} steps an iteration", end=", ")

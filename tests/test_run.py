@@ -151,6 +151,7 @@ def test_resume_takes_new_settings(ppo, script, capsys):
     """They replace the run's, and are saved; a run at its end says what to give."""
     folder = ppo.main(quick(script, 2, *NO_GAMES))["folder"]
     assert "more --total-timesteps" in refused(ppo, ["--resume", folder], capsys)
+    assert "--num-envs 0" in refused(ppo, ["--resume", folder, "--num-envs", "0"], capsys)
     more = ["--total-timesteps", str(3 * rows(script)), "--learning-rate", "0.5", "--no-anneal-lr"]
     ppo.main(["--resume", folder, *more])
     rates = scalars(folder)["charts/learning_rate"]
