@@ -52,7 +52,7 @@ from torch import distributed, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-SCRIPT, ACTIONS = "ppo_atari", gym.spaces.Discrete  # its name in checkpoints, and what it acts in
+SCRIPT = "ppo_atari"  # its name in checkpoints
 SCORES = ("game_over", "episode_returns", "episode_lengths")  # attributes of the wrappers below
 GAME = {"frameskip": 1, "repeat_action_probability": 0.0}  # ALE/*-v5 would do both by itself
 PROCESSES = int(os.environ.get("WORLD_SIZE", 1))  # torchrun sets these two
@@ -124,7 +124,7 @@ class NoopReset(gym.Wrapper):
         return obs, info
 
 
-# [atari-02 1/3] Frame skip with a maximum over two frames
+# [atari-02 1/2] Frame skip with a maximum over two frames
 # The console draws some sprites in every other frame only: the maximum of two holds them all.
 # Source: common/atari_wrappers.py#L97-L123.
 # DEVIATION: the two frames are cleared at a reset, where the official code keeps the last game's.
@@ -208,30 +208,25 @@ class WarpFrame(gym.ObservationWrapper):
 # [atari-07 1/2] Frame stack
 # One picture shows where the ball is, four show where it goes. What was before the reset is black,
 # after a lost life too. Source: common/vec_env/vec_frame_stack.py#L6-L30.
-class FrameStack(gym.Wrapper):
+class FrameStack(gym.ObservationWrapper):
     """The last 4 frames (4, 84, 84), oldest first; zeros where there are none yet."""
 
     def __init__(self, env: gym.Env):
         super().__init__(env)
         self.observation_space = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
 
-    def push(self, frame):
+    def reset(self, **kwargs):
+        self.frames = np.zeros((4, 84, 84), np.uint8)
+        return super().reset(**kwargs)
+
+    def observation(self, frame):
         self.frames = np.concatenate([self.frames[1:], frame[None]])
         return self.frames
-
-    def reset(self, **kwargs):
-        frame, info = self.env.reset(**kwargs)
-        self.frames = np.zeros((4, 84, 84), np.uint8)
-        return self.push(frame), info
-
-    def step(self, action):
-        frame, *rest = self.env.step(action)
-        return self.push(frame), *rest
 
 
 def make_env(args: Args, video: Path | None = None) -> gym.Env:
     """One environment with observations (D,); `video`: folder for a film of its first game."""
-    # [atari-02 2/3] Frame skip with a maximum over two frames
+    # [atari-02 2/2] Frame skip with a maximum over two frames
     # [atari-01 2/2] No-op reset
     # No-ops are raw frames, so they come before the skip. From there on a step is 4 frames.
     try:
@@ -268,8 +263,8 @@ def make_env(args: Args, video: Path | None = None) -> gym.Env:
 # nothing. Without autoreset we reset ourselves, and step() always returns the true successor.
 def make_envs(args: Args) -> gym.vector.VectorEnv:
     """N environments stepped together: observations (N, D), rewards (N,)."""
-    mode = gym.vector.AutoresetMode.DISABLED
-    envs = gym.vector.SyncVectorEnv([lambda: make_env(args)] * args.num_envs, autoreset_mode=mode)
+    how = {"autoreset_mode": gym.vector.AutoresetMode.DISABLED, "copy": False}  # train() copies
+    envs = gym.vector.SyncVectorEnv([lambda: make_env(args)] * args.num_envs, **how)
     envs._add_info = lambda infos, info, i: infos  # drops infos: unread, and some can't be merged
     return envs
 
@@ -320,7 +315,7 @@ class Categorical:
 class Agent(nn.Module):
     """One network with two heads: the policy (actor) and the value function (critic)."""
 
-    bf16 = False  # main sets it
+    bf16 = False  # train() sets it; evaluation computes in float32
 
     def __init__(self, obs_space: gym.Space, action_space: gym.Space):
         super().__init__()
@@ -404,6 +399,9 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         for parameter in agent.parameters():
             distributed.broadcast(parameter.data, 0)
+
+    # [extra-07 2/3] The network in bfloat16
+    agent.bf16 = args.bf16
 
     # [core-03] Adam's epsilon
     # 1e-5, where torch has 1e-8: tiny gradients take smaller steps. Source: ppo2/model.py#L100.
@@ -584,7 +582,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
 
         # [extra-05] Self-check that the first minibatch's ratio is 1
         # In an update's first minibatch the policy is still the one that acted: all ratios are 1.
-        # [extra-07 2/3] The network in bfloat16
+        # [extra-07 3/3] The network in bfloat16
         if metrics["debug/first_ratio_error"] > (1e-1 if args.bf16 else 1e-3):
             fail("the first ratio of an update is not 1: look for altered rows or dropout", 1)
 
@@ -627,11 +625,6 @@ def check(args: Args) -> None:
         envs.close()
     except Exception as error:  # an environment may raise any
         fail(f"--env-id {args.env_id} can't be made, reset and stepped: {error!r}")
-
-    # [atari-02 3/3] Frame skip with a maximum over two frames
-    own = gym.spec(args.env_id.split(":")[-1]).kwargs
-    if any(own.get(name, value) != value for name, value in GAME.items()):
-        print(f"{args.env_id} is made with {GAME}: this script skips frames by itself")
 
 
 def save(folder: Path, args: Args, agent: Agent, optimizer, step: int, returns: list) -> None:
@@ -697,15 +690,13 @@ def main(argv: list[str] | None = None) -> dict:
         saved, checkpoint = load(folder)  # its settings, which flags given now replace
         args = replace(tyro.cli(Args, args=argv, default=saved), resume=None, evaluate=None)
     check(args)
-    done = checkpoint["step"] // args.batch_size if checkpoint and flag == "--resume" else 0
-    if done >= args.num_iterations:
+    if run and flag == "--resume" and checkpoint["step"] // args.batch_size >= args.num_iterations:
         fail(f"{folder} is trained to its end: use --evaluate, or give more --total-timesteps")
-
-    # [extra-07 3/3] The network in bfloat16
-    Agent.bf16 = args.bf16
 
     # [aux-02 6/6] Parallel gradient update
     # Rank 0 alone shows, writes and plays. Others log to a folder that is thrown away.
+    if args.num_envs * args.num_steps % args.num_minibatches:
+        fail("--num-minibatches must cut the rows (envs x steps) of each process")
     if RANK:
         tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
         with TemporaryDirectory() as nowhere:
@@ -716,7 +707,6 @@ def main(argv: list[str] | None = None) -> dict:
     try:
         if flag == "--resume":
             print(f"{args.num_envs} envs x {args.num_steps} steps an iteration", end=", ")
-            print(f"{args.num_minibatches} minibatches x {args.update_epochs} epochs", end=", ")
             print(f"{args.num_iterations} iterations; into {folder}", flush=True)
             folder.mkdir(parents=True, exist_ok=run is not None)
             with open(folder / "args.json", "a") as lock:  # one process trains a folder

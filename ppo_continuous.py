@@ -110,8 +110,8 @@ def make_env(args: Args, video: Path | None = None) -> gym.Env:
 # nothing. Without autoreset we reset ourselves, and step() always returns the true successor.
 def make_envs(args: Args) -> gym.vector.VectorEnv:
     """N environments stepped together: observations (N, D), rewards (N,)."""
-    mode = gym.vector.AutoresetMode.DISABLED
-    envs = gym.vector.SyncVectorEnv([lambda: make_env(args)] * args.num_envs, autoreset_mode=mode)
+    how = {"autoreset_mode": gym.vector.AutoresetMode.DISABLED, "copy": False}  # train() copies
+    envs = gym.vector.SyncVectorEnv([lambda: make_env(args)] * args.num_envs, **how)
     envs._add_info = lambda infos, info, i: infos  # drops infos: unread, and some can't be merged
     return envs
 
@@ -161,7 +161,7 @@ class Gaussian:
 
     def log_prob(self, actions: torch.Tensor) -> torch.Tensor:
         z = (actions - self.mean) / self.std
-        return (-0.5 * z**2 - self.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+        return -(0.5 * z * z + (self.log_std + 0.5 * math.log(2 * math.pi))).sum(-1)
 
     def entropy(self) -> torch.Tensor:
         return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
@@ -227,13 +227,11 @@ class Agent(nn.Module):
     # Source: common/vec_env/vec_normalize.py#L36-L42.
     # [continuous-07] Observation clipping
     # A feature that moves after a long standstill would be thousands of standard deviations away.
-    # Source: common/vec_env/vec_normalize.py#L39.
     def normalize(self, obs: np.ndarray) -> np.ndarray:
         """Raw observations (..., D) as the networks want them, in float32."""
         return ((obs - self.obs_stats.mean) / self.obs_stats.std()).clip(-10, 10).astype(np.float32)
 
     # [continuous-01 2/3] Continuous actions via normal distributions
-    # The sample is not squashed into the bounds: continuous-05 clips it.
     def policy(self, obs: torch.Tensor) -> Gaussian:
         """The distribution over actions in each normalized observation (..., D)."""
         return Gaussian(self.actor(obs), self.log_std)
@@ -355,16 +353,14 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
                     current_obs, _ = envs.reset(options={"reset_mask": dones[t]})
 
                 # [continuous-06 3/3] Observation normalization
-                # The agent's next observation is counted, after an end the reset's. An episode's
-                # last one is only normalized, to get its value.
+                # After an end the reset's is counted; an episode's last one is only normalized.
                 agent.obs_stats.update(current_obs)
                 current_obs = agent.normalize(current_obs)
                 next_obs[t] = agent.normalize(next_obs[t]) if dones[t].any() else current_obs
 
                 # [continuous-08 2/2] Reward scaling
-                # By the spread of discounted returns, so that values are of size 1. Subtracting the
-                # mean would change the task. Source: common/vec_env/vec_normalize.py#L28-L33.
-                # DEVIATION: --gamma, where the official code has 0.99 whatever its gamma is.
+                # By the spread of discounted returns. Their mean stays, or the task would change.
+                # Source: common/vec_env/vec_normalize.py#L28-L33. DEVIATION: --gamma, not 0.99.
                 # [continuous-09] Reward clipping
                 # Matters in the first steps, while the divisor is a guess. Source: the same, L32.
                 discounted_return = args.gamma * discounted_return + rewards[t]
@@ -555,7 +551,6 @@ def evaluate(args: Args, checkpoint: dict, folder: Path, mode: str) -> list[floa
         (obs, _), total, steps, over = env.reset(seed=seed), 0.0, 0, False
         while not over and steps < 27_000:  # Atari's own limit, in steps of 4 frames
             # [extra-03 3/3] Statistics saved with the agent, frozen in evaluation
-            # Normalized, but not counted.
             # [continuous-05 3/3] Clipped for the environment, stored unclipped
             with torch.inference_mode():
                 dist = agent.policy(torch.as_tensor(agent.normalize(obs)))
@@ -583,13 +578,11 @@ def main(argv: list[str] | None = None) -> dict:
         saved, checkpoint = load(folder)  # its settings, which flags given now replace
         args = replace(tyro.cli(Args, args=argv, default=saved), resume=None, evaluate=None)
     check(args)
-    done = checkpoint["step"] // args.batch_size if checkpoint and flag == "--resume" else 0
-    if done >= args.num_iterations:
+    if run and flag == "--resume" and checkpoint["step"] // args.batch_size >= args.num_iterations:
         fail(f"{folder} is trained to its end: use --evaluate, or give more --total-timesteps")
     try:
         if flag == "--resume":
             print(f"{args.num_envs} envs x {args.num_steps} steps an iteration", end=", ")
-            print(f"{args.num_minibatches} minibatches x {args.update_epochs} epochs", end=", ")
             print(f"{args.num_iterations} iterations; into {folder}", flush=True)
             folder.mkdir(parents=True, exist_ok=run is not None)
             with open(folder / "args.json", "a") as lock:  # one process trains a folder

@@ -156,8 +156,8 @@ def make_env(args: Args, video: Path | None = None) -> gym.Env:
 # nothing. Without autoreset we reset ourselves, and step() always returns the true successor.
 def make_envs(args: Args) -> gym.vector.VectorEnv:
     """N environments stepped together: observations (N, D), rewards (N,)."""
-    mode = gym.vector.AutoresetMode.DISABLED
-    envs = gym.vector.SyncVectorEnv([lambda: make_env(args)] * args.num_envs, autoreset_mode=mode)
+    how = {"autoreset_mode": gym.vector.AutoresetMode.DISABLED, "copy": False}  # train() copies
+    envs = gym.vector.SyncVectorEnv([lambda: make_env(args)] * args.num_envs, **how)
     envs._add_info = lambda infos, info, i: infos  # drops infos: unread, and some can't be merged
     return envs
 
@@ -554,13 +554,11 @@ def main(argv: list[str] | None = None) -> dict:
         saved, checkpoint = load(folder)  # its settings, which flags given now replace
         args = replace(tyro.cli(Args, args=argv, default=saved), resume=None, evaluate=None)
     check(args)
-    done = checkpoint["step"] // args.batch_size if checkpoint and flag == "--resume" else 0
-    if done >= args.num_iterations:
+    if run and flag == "--resume" and checkpoint["step"] // args.batch_size >= args.num_iterations:
         fail(f"{folder} is trained to its end: use --evaluate, or give more --total-timesteps")
     try:
         if flag == "--resume":
             print(f"{args.num_envs} envs x {args.num_steps} steps an iteration", end=", ")
-            print(f"{args.num_minibatches} minibatches x {args.update_epochs} epochs", end=", ")
             print(f"{args.num_iterations} iterations; into {folder}", flush=True)
             folder.mkdir(parents=True, exist_ok=run is not None)
             with open(folder / "args.json", "a") as lock:  # one process trains a folder

@@ -469,7 +469,7 @@ def test_aux_02_parallel_gradient_update(ppo):
     assert not others, "each process writes a run of its own: rank 0 alone should"
     left = sorted(path.name.split(".")[0] for path in folder.iterdir())
     assert left == ["args", "checkpoint", "events"], f"rank 1 writes into the run: {left}"
-    assert done.stdout.count("minibatches x") == 1, "rank 1 prints, too"
+    assert done.stdout.count("steps an iteration") == 1, "rank 1 prints, too"
     assert a["logged"] == [64, 128], "steps are those of both processes together"
     saved = checkpoint(folder)
     assert saved["step"] == 128
@@ -478,7 +478,7 @@ def test_aux_02_parallel_gradient_update(ppo):
 
 
 def test_extra_07_the_network_in_bfloat16(ppo):
-    """With --bf16 the trunk computes in bfloat16, in training and evaluation; heads, weights and
+    """With --bf16 the trunk computes in bfloat16 while it trains; evaluation, heads, weights and
     what is learned stay in float32; and the check of the first ratio allows for it."""
     ppo.adapter.plain(ppo)
     outputs = {"conv": set(), "head": set()}
@@ -492,20 +492,20 @@ def test_extra_07_the_network_in_bfloat16(ppo):
     flags = [word for k, v in TINY.items() for word in (f"--{k.replace('_', '-')}", str(v))]
     flags += ["--env-id", "known_envs:Ends-v0", "--total-timesteps", "16", "--eval-episodes"]
     for flag, dtype in (("--bf16", torch.bfloat16), ("--no-bf16", torch.float32)):
-        outputs["conv"], outputs["head"] = set(), set()
-        watch = register_module_forward_hook(hook)
-        try:
-            folder = ppo.main([*flags, "1", flag])["folder"]
-        finally:
-            watch.remove()
-        computed = (
-            f"with {flag} convolutions compute in {outputs['conv']}, in training or evaluation"
-        )
-        assert outputs["conv"] == {dtype}, computed
+        for episodes, expected in (("0", {dtype}), ("1", {dtype, torch.float32})):
+            outputs["conv"], outputs["head"] = set(), set()
+            watch = register_module_forward_hook(hook)
+            try:
+                folder = ppo.main([*flags, episodes, flag])["folder"]
+            finally:
+                watch.remove()
+            computed = f"with {flag} convolutions compute in {outputs['conv']}"
+            assert outputs["conv"] == expected, f"{computed}; {episodes} episodes of evaluation"
         assert outputs["head"] == {torch.float32}, "the heads compute in bfloat16, too"
         saved = checkpoint(folder)["agent"].values()
         assert {x.dtype for x in saved} == {torch.float32}, "weights are kept in bfloat16"
         agent, obs = any_agent(ppo)
+        agent.bf16 = flag == "--bf16"
         dist, value = agent(obs)
         _, values = by_hand(agent, obs)
         assert dist.log_prob(torch.zeros(5, dtype=int)).dtype == value.dtype == torch.float32

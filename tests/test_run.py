@@ -99,7 +99,7 @@ def test_what_a_run_leaves_behind(capsys):
     assert left == ["args", "checkpoint", "events"]
     settings = json.loads((folder / "args.json").read_text())
     assert settings["env_id"] == "known_envs:Ends-v0" and settings["resume"] is None
-    assert "4 envs x 32 steps" in out and "2 minibatches x 2 epochs, 3 iterations" in out
+    assert "4 envs x 32 steps an iteration, 3 iterations" in out
     assert "python ppo.py --evaluate runs/" in out and "sampled: return" in out
     saved, logged = checkpoint(folder), scalars(folder)
     assert saved["step"] == 384 and 0 < len(saved["returns"]) <= 100

@@ -22,12 +22,19 @@ def may_differ(source: str, own: set[str]) -> set[int]:
     return allowed | {n for n, line in enumerate(source.splitlines(), 1) if not line.strip()}
 
 
+def named(function: str) -> ast.FunctionDef:
+    return next(node for node in ast.parse(PARENT).body if getattr(node, "name", "") == function)
+
+
 def foreign(child: str, own: set[str]) -> list[str]:
     """Lines of the diff from ppo.py to a child that belong to nothing the child teaches."""
     here, there = may_differ(child, own), may_differ(PARENT, set())
     for node in ast.parse(PARENT).body:  # a definition may be left out that nothing in it uses
         if isinstance(node, ast.FunctionDef) and node.name not in child:
             there |= set(range(node.lineno, node.end_lineno + 1))
+    if "ACTIONS" not in child:  # then make_env judges the environment, and check() ends earlier
+        ends = {type(node): node.end_lineno for node in named("check").body}
+        there |= set(range(ends[ast.Try] + 1, ends[ast.If] + 1))
     a, b, found = PARENT.splitlines(), child.splitlines(), []
     for tag, a1, a2, b1, b2 in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
         if tag == "equal":
