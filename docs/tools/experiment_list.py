@@ -2,6 +2,7 @@
 
 import tomllib
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from details import DOCS, registry, removal
 
@@ -42,6 +43,7 @@ ACROBOT = (
 BASELINES_V2 = "openai/baselines, on v2"
 BREAKS = tomllib.loads((DOCS / "symptoms.toml").read_text())["break"]  # ways to break ppo.py
 PLAYED = ["core-01"]  # without it long episodes are never whole: games after training are compared
+COURSE = sorted((DOCS / "course").glob("*.py"))
 
 
 def details_of(group: str) -> list[str]:
@@ -180,6 +182,15 @@ EXPERIMENTS = {
         {"BreakoutNoFrameskip-v4": "ppo_atari.py --total-timesteps 500000 --bf16"},
         ids=details_of("atari"),
         seeds=range(1, 4),
+    ),
+    # The steps of the course. The last trains the weights of ppo.py bit for bit, says a test.
+    "course": Experiment(
+        variants={step.stem: f"docs/course/{step.name}" for step in COURSE[:-1]}
+        | {COURSE[-1].stem: "ppo.py --eval-episodes 0"},
+        seeds=range(1, 11),
+        figures={new.stem: [new.stem, old.stem] for old, new in pairwise(COURSE)},
+        logged={},
+        bins=50,
     ),
     # ppo.py, broken in each of the ways of docs/symptoms.toml.
     "symptoms": Experiment(

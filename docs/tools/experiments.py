@@ -40,10 +40,11 @@ def run(experiment: Experiment, variant: str, seed: int) -> tuple[dict, list[dic
     script, *flags = experiment.variants[variant].split()
     source = edited((ROOT / script).read_text(), experiment.edits.get(variant, []), variant)
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, script).write_text(source)
+        path = Path(folder, Path(script).name)
+        path.write_text(source)
         start = time.perf_counter()
         done = subprocess.run(
-            [sys.executable, script, *flags, "--seed", str(seed)],
+            [sys.executable, path, *flags, "--seed", str(seed)],
             cwd=folder,
             env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(DOCS / "tools")},
             capture_output=True,
@@ -55,9 +56,21 @@ def run(experiment: Experiment, variant: str, seed: int) -> tuple[dict, list[dic
             return {"stopped": said[-1], **origin}, []
         if done.returncode:
             raise RuntimeError(f"{variant}, seed {seed} failed:\n{done.stderr}")
+        if "course/" in script:
+            row, curve = printed(done.stdout)
+            return row | origin, curve
         path = Path(folder, re.search(r"into (runs/\S+)", done.stdout)[1])
         row, curve = collect(experiment, path, done.stdout)
         return row | origin, curve
+
+
+def printed(said: str) -> tuple[dict, list[dict]]:
+    """The row and the curve of a step of the course, which prints them every 10,000 steps."""
+    found = [
+        (int(a), float(b)) for a, b in re.findall(r"^step (\d+): return ([\d.-]+)", said, re.M)
+    ]
+    curve = [{"step": round(step, -4), "return": mean} for step, mean in found]
+    return {"score": found[-1][1]}, curve
 
 
 def collect(experiment: Experiment, path: Path, printed: str) -> tuple[dict, list[dict]]:
