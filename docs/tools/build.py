@@ -15,6 +15,8 @@ A generated part stands between two comments, `<!-- begin KIND ARGUMENT -->` and
     speed                what docs/tools/bench.py --record measured
     ablation NAME        what details were measured to add, as a table
     measured ID          what "without it" means, and what a detail was measured to add
+    course               the ten steps: what they are, what they reach
+    step NAME            a step of the course: how to run it, what it changes, how it learns
     symptoms GROUP       what the log of ppo.py showed, broken in each way of a group
 
 Sources are docs/details.toml (the registry), the markers in the scripts and docs/results. With
@@ -31,6 +33,7 @@ import effects
 import results
 import tables
 from details import DOCS, ROOT, edited, markers, page, registry, removal, section
+from experiment_list import COURSE
 
 PART = re.compile(r"(<!-- begin (\w+)(?: ([^>]*?))? -->\n).*?(<!-- end -->)", re.DOTALL)
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
@@ -147,7 +150,32 @@ def build_measured(name: str) -> str:
     return f"**Without it.** {without}\n\n{effects.section(name)}"
 
 
+def build_course() -> str:
+    """A row for each step, its title from the file."""
+    rows = []
+    for path in COURSE:
+        text = path.read_text()
+        row = {"step": f"[{path.name}](course/{path.name})"}
+        row["what is new"] = re.match(r'"""Step \d+\. (.*)', text)[1]
+        rows.append(row | {"lines": str(text.count("\n"))} | results.step(path.stem))
+    return tables.markdown(rows)
+
+
+def build_step(name: str) -> str:
+    paths = [path for path in COURSE if path.stem <= name][-2:]
+    command = f"```\npython docs/course/{name}.py\n```"
+    if len(paths) == 1:
+        return f"{command}\n\n```python\n{paths[0].read_text()}```"
+    old, new = (path.read_text().split("\n\n", 2)[2].splitlines() for path in paths)
+    diff = list(difflib.unified_diff(old, new, n=2, lineterm=""))[2:]
+    body = "\n".join("" if line.startswith("@@") else line for line in diff).strip("\n")
+    figure = f"![{name}, ten seeds, beside the step before](figures/course-{name}.svg)"
+    return f"{command}\n\n```diff\n{body}\n```\n\n{figure}"
+
+
 BUILDERS = {
+    "course": build_course,
+    "step": build_step,
     "map": build_map,
     "code": build_code,
     "diff": build_diff,

@@ -55,6 +55,22 @@ def draw(name: str) -> None:
             ablation(name, detail, cases, curves)
     if experiment.ablated:
         rank()
+    if name == "course":
+        staircase(curves)
+
+
+def staircase(curves: dict) -> None:
+    """A panel for each step of the course, beside the step before."""
+    fig, panels = plt.subplots(2, 5, figsize=(11, 4.4), sharey=True)
+    steps = list(EXPERIMENTS["course"].variants)
+    for axes, new, old in zip(panels.flat, steps, [None, *steps]):
+        axes.set_title(new, color=GREY, fontsize=10)
+        if old:
+            plot(axes, curves[old], COLORS[1], old)
+        plot(axes, curves[new], COLORS[0], new)
+    panels[0][0].set_ylabel("return of an episode")
+    panels[1][0].set_ylabel("return of an episode")
+    save(fig, "course-staircase")
 
 
 def ablation(name: str, detail: str, cases: list[tuple[str, str]], curves: dict) -> None:

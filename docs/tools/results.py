@@ -90,6 +90,18 @@ def symptoms(group: str) -> str:
     return tables.markdown(rows)
 
 
+def step(name: str) -> dict[str, str]:
+    """What a step of the course reaches."""
+    found = runs("course").query("variant == @name")
+    last = curves("course")[name].index[-1]
+    mean, low, high = (getattr(found["score"], of)() for of in ("mean", "min", "max"))
+    return {
+        "after steps": f"{round(last, -4):,}",
+        "mean return, lowest to highest of ten seeds": f"{mean:.0f} ({low:.0f} to {high:.0f})",
+        "time of a run": f"{found['seconds'].median():.0f} s",
+    }
+
+
 def speeds() -> dict[tuple[str, str], tuple[pd.DataFrame, pd.Series]]:
     """Per script and environment: steps per second (rows are rounds, columns are who ran), and
     how many microseconds a step takes at least, by kind of work."""

@@ -1,0 +1,190 @@
+"""A script with one detail left to write: python docs/tools/exercise.py core-05
+
+Writes exercises/core-05/ppo.py, in which the lines of that detail are blank, and says what to do.
+Explanations, signatures, and what each blank is given and must produce stay. Then:
+
+    python docs/tools/exercise.py core-05 --check    runs the detail's own test on your file, and
+                                                     says what the mistake is if it knows it
+    python docs/tools/exercise.py core-05 --hint     more about it
+    python docs/tools/exercise.py core-05 --again    start anew: what you wrote is lost
+"""
+
+import argparse
+import ast
+import builtins
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+from details import ROOT, markers, registry, section
+
+FOLDER = ROOT / "exercises"
+
+
+def names_in(block: list[ast.stmt], hidden: set[str]) -> tuple[list[str], list[str]]:
+    """What statements read that they have not written, and what they write, in order. Names of
+    loops inside expressions, and those in `hidden`, are nobody's business."""
+    given, produced, hidden = [], [], hidden | set(dir(builtins)) | {"_"}
+    for node in (node for statement in block for node in ast.walk(statement)):
+        if isinstance(node, ast.comprehension):
+            hidden |= {n.id for n in ast.walk(node.target) if isinstance(n, ast.Name)}
+        elif isinstance(node, ast.arg | ast.ExceptHandler):
+            hidden.add(getattr(node, "arg", None) or node.name)
+
+    def visit(node: ast.AST) -> None:
+        base = node
+        while isinstance(base, ast.Attribute | ast.Subscript):
+            base = base.value
+        if not isinstance(base, ast.Name):  # values before targets
+            late = [x for x in ast.iter_child_nodes(node) if x in getattr(node, "targets", [])]
+            for child in [x for x in ast.iter_child_nodes(node) if x not in late] + late:
+                visit(child)
+            return
+        for inner in ast.walk(node):
+            if isinstance(inner, ast.Subscript):
+                visit(inner.slice)
+        if base.id in hidden:
+            return
+        whole = ast.unparse(node).replace("'", '"')
+        if isinstance(node.ctx, ast.Store):
+            produced.append(whole)
+        else:
+            name = whole if base.id in ("args", "self") else base.id
+            if not {name, base.id} & {*given, *produced}:
+                given.append(name)
+
+    for statement in block:
+        visit(statement)
+    return given, list(dict.fromkeys(produced))
+
+
+def blank_body(function: ast.FunctionDef, lines: list[str], name: str) -> None:
+    """Leave of a function its signature and docstring."""
+    first = function.body[0]
+    kept = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+    start = first.end_lineno if kept else first.lineno - 1
+    while not kept and lines[start - 1].strip().startswith("#"):
+        start -= 1
+    blank = " " * first.col_offset + f'raise NotImplementedError("{name}")'
+    lines[start : function.end_lineno] = [blank]
+
+
+def blanked(source: str, name: str) -> tuple[str, int]:
+    """A script without the lines of a detail, and how many they are."""
+    lines, gone = source.splitlines(), 0
+    tree = ast.parse(source)
+    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    modules = {(name.asname or name.name).split(".")[0] for node in imports for name in node.names}
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    definitions = {
+        node.lineno: node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    }
+    for site in reversed(markers(source)[name]):  # from the end, so that numbers stay right
+        start = site["first"]
+        while lines[start].strip().startswith("#"):
+            start += 1
+        before = len(lines)
+        if definition := definitions.get(start + 1):
+            methods = [definition] if isinstance(definition, ast.FunctionDef) else definition.body
+            for method in reversed(methods):
+                if isinstance(method, ast.FunctionDef):
+                    blank_body(method, lines, name)
+            gone += before - len(lines) + 1
+            continue
+        block = lines[start : site["last"]]
+        margin = len(block[0]) - len(block[0].lstrip())
+        after = next((line for line in lines[site["last"] :] if line.strip()), "")
+        code, header = textwrap.dedent("\n".join(block)), []
+        if len(after) - len(after.lstrip()) > margin:  # a loop of it goes on: its head must stay
+            *_, loop = ast.parse(code).body
+            head = start + loop.lineno - 1
+            header = [f"{' ' * margin}for {ast.unparse(loop.target)} in []:  # over what?"]
+            header += lines[head + 1 : site["last"]]
+            block, code = lines[start : head + 1], textwrap.dedent("\n".join(lines[start:head]))
+        given, produced = names_in(ast.parse(code).body, modules)
+        ends = [f.end_lineno for f in functions if f.lineno <= site["last"] <= f.end_lineno]
+        rest = "\n".join(source.splitlines()[site["last"] : max(ends, default=None)])
+        produced = [x for x in produced if not x.isidentifier() or re.search(rf"\b{x}\b", rest)]
+        said = [f"# Given: {', '.join(given)}."] if given else []
+        said += [f"# To produce: {', '.join(produced)}."] if produced else []
+        said = [line for text in said for line in textwrap.wrap(text, 98 - margin)]
+        said = [line if line.startswith("#") else f"#   {line}" for line in said]
+        said.append(f'raise NotImplementedError("{name}")')
+        lines[start : site["last"]] = [" " * margin + line for line in said] + header
+        gone += len(block)
+    return "\n".join(lines) + "\n", gone
+
+
+def path_of(name: str) -> Path:
+    return FOLDER / name / registry()[name]["scripts"][0]
+
+
+def write(name: str, again: bool) -> None:
+    """Make the exercise, and say what to do."""
+    path = path_of(name)
+    text, gone = blanked((ROOT / path.name).read_text(), name)
+    if path.exists() and not again:
+        sys.exit(
+            f"error: {os.path.relpath(path)} is there; --check grades it, --again throws it away"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    places = [i for i, line in enumerate(text.splitlines(), 1) if f'Error("{name}")' in line]
+    print(f"{name} {registry()[name]['title']}")
+    print(
+        f"{os.path.relpath(path)}: write line {', '.join(map(str, places))}; {gone} lines are gone."
+    )
+    print(f"About {5 * (1 + gone // 4)} minutes. The comments above each blank say what is wanted.")
+    print(f"To grade it: python docs/tools/exercise.py {name} --check")
+    print(f"A hint: --hint. The answer: docs/{path.stem}.md#{name}")
+
+
+def hint(name: str) -> None:
+    """What the page says the detail is, without its code."""
+    print(re.search(r"\*\*What\.\*\* (.+?)\n\n\*\*", section(name), re.DOTALL)[1])
+
+
+def check(name: str) -> int:
+    """Run the detail's test on the reader's file. Exit code: 0 if it passes."""
+    path, test = path_of(name), registry()[name]["test"]
+    if not path.exists():
+        sys.exit(
+            f"error: {os.path.relpath(path)} is not there: leave out --check to have it written"
+        )
+    (home,) = (p for p in (ROOT / "tests").glob("test_*.py") if f"def {test}(" in p.read_text())
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "--no-header", "--tb=short"]
+    done = subprocess.run(
+        [*command, f"{home}::{test}[{path.name}]"],
+        env=os.environ | {"GRADED": str(path)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode == 0:
+        print(f"{name} is right: its test passes.")
+    elif done.returncode != 1:
+        sys.exit(f"error: the test could not be run:\n{done.stdout}{done.stderr}")
+    else:
+        said = re.findall(r"^E +(\w+(?:Error|Exit|Exception).*)", done.stdout, re.MULTILINE)
+        line = re.findall(rf"^{path.name}:(\d+):", done.stdout, re.MULTILINE)
+        where = (
+            f" (line {line[-1]} of your file)" if line and "AssertionError" not in said[-1] else ""
+        )
+        print(f"not yet{where}: {said[-1] if said else done.stdout}")
+    return done.returncode
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("detail", choices=registry(), metavar="ID", help="core-05, extra-01, ...")
+    for flag, said in (("check", "grade your file"), ("hint", "more"), ("again", "start anew")):
+        parser.add_argument(f"--{flag}", action="store_true", help=said)
+    args = parser.parse_args()
+    if args.check:
+        sys.exit(check(args.detail))
+    hint(args.detail) if args.hint else write(args.detail, args.again)

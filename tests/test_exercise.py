@@ -1,0 +1,59 @@
+"""Exercises: what is blank fails, the original passes, and a known mistake is named."""
+
+import ast
+import shutil
+
+import exercise
+import pytest
+from harness import ROOT, SCRIPTS, details, load
+from test_removals import REGISTRY, find
+
+CASES = [(d["scripts"][0], name) for name, d in REGISTRY.items() if d["scripts"][0] in SCRIPTS]
+
+
+@pytest.fixture(autouse=True)
+def own_exercises(tmp_path, monkeypatch):
+    monkeypatch.setattr(exercise, "FOLDER", tmp_path / "exercises")
+
+
+@pytest.mark.parametrize(("script", "name"), CASES, indirect=["script"])
+def test_a_blank_fails(script, name, monkeypatch):
+    """The code of every site is gone, all else stays, and the detail's test notices."""
+    text, gone = exercise.blanked((ROOT / script).read_text(), name)
+    sites = details.markers(text)[name]
+    assert [s["title"] for s in sites] == [
+        s["title"] for s in details.markers((ROOT / script).read_text())[name]
+    ]
+    assert gone > 0 and text.count(f'raise NotImplementedError("{name}")') >= len(sites)
+    with open("graded.py", "w") as file:
+        file.write(text)
+    monkeypatch.setenv("GRADED", "graded.py")
+    with pytest.raises((NotImplementedError, AssertionError, SystemExit)):
+        find(REGISTRY[name]["test"])(load(script))
+
+
+def test_a_reader_who_gets_it_wrong_and_then_right(capsys):
+    exercise.write("core-09", again=False)
+    path = exercise.path_of("core-09")
+    said = capsys.readouterr().out
+    assert "5 lines are gone" in said and "About 10 minutes" in said
+    blank = path.read_text()
+    assert "# To produce: value_loss." in blank and "mb_values" in blank
+    with pytest.raises(SystemExit, match="--again"):  # what was written is not lost
+        exercise.write("core-09", again=False)
+    assert exercise.check("core-09") == 1
+    said = capsys.readouterr().out
+    assert "NotImplementedError" in said and " of your file" in said
+    original = (ROOT / "ppo.py").read_text()
+    path.write_text(original.replace("0.5 * error.mean()", "error.mean()"))
+    assert exercise.check("core-09") == 1
+    assert "did you forget the 1/2?" in capsys.readouterr().out
+    shutil.copy(ROOT / "ppo.py", path)
+    assert exercise.check("core-09") == 0
+    assert "core-09 is right" in capsys.readouterr().out
+
+
+def test_what_a_block_is_given():
+    block = "a = b + f(args.c)\nd[a] = [x for x in e]\nself.g, h = a, d"
+    given, produced = exercise.names_in(ast.parse(block).body, {"f"})
+    assert given == ["b", "args.c", "e", "d"] and produced == ["a", "d[a]", "self.g", "h"]
