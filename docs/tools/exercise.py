@@ -7,6 +7,8 @@ Explanations, signatures, and what each blank is given and must produce stay. Th
                                                      says what the mistake is if it knows it
     python docs/tools/exercise.py core-05 --hint     more about it
     python docs/tools/exercise.py core-05 --again    start anew: what you wrote is lost
+
+bug-1, bug-2, ... write a ppo.py that is whole but for one bug: run it, find it, mend it.
 """
 
 import argparse
@@ -17,11 +19,15 @@ import re
 import subprocess
 import sys
 import textwrap
+import tomllib
 from pathlib import Path
 
-from details import ROOT, markers, registry, section
+from details import DOCS, ROOT, edited, markers, registry, section
 
 FOLDER = ROOT / "exercises"
+BREAKS = tomllib.loads((DOCS / "symptoms.toml").read_text())["break"]
+BUGS = {f"bug-{i}": b for i, b in enumerate((b for b in BREAKS if "edit" in b), 1)}
+RUN = "--env-id Acrobot-v1 --total-timesteps 150016 --learning-rate 0.005"  # as in symptoms.md
 
 
 def names_in(block: list[ast.stmt], hidden: set[str]) -> tuple[list[str], list[str]]:
@@ -121,41 +127,54 @@ def blanked(source: str, name: str) -> tuple[str, int]:
 
 
 def path_of(name: str) -> Path:
-    return FOLDER / name / registry()[name]["scripts"][0]
+    return FOLDER / name / (registry()[name]["scripts"][0] if name in registry() else "ppo.py")
 
 
 def write(name: str, again: bool) -> None:
     """Make the exercise, and say what to do."""
     path = path_of(name)
-    text, gone = blanked((ROOT / path.name).read_text(), name)
+    source, shown = (ROOT / path.name).read_text(), os.path.relpath(path)
     if path.exists() and not again:
-        sys.exit(
-            f"error: {os.path.relpath(path)} is there; --check grades it, --again throws it away"
-        )
+        sys.exit(f"error: {shown} is there; --check grades it, --again throws it away")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    places = [i for i, line in enumerate(text.splitlines(), 1) if f'Error("{name}")' in line]
-    print(f"{name} {registry()[name]['title']}")
-    print(
-        f"{os.path.relpath(path)}: write line {', '.join(map(str, places))}; {gone} lines are gone."
-    )
-    print(f"About {5 * (1 + gone // 4)} minutes. The comments above each blank say what is wanted.")
+    if name in BUGS:
+        path.write_text(edited(source, BUGS[name]["edit"], name))
+        print(f"{shown} has one bug. Run it: python {shown} {RUN}")
+        print("Read its log with docs/symptoms.md beside you, find the line, mend it.")
+    else:
+        text, gone = blanked(source, name)
+        path.write_text(text)
+        places = [i for i, line in enumerate(text.splitlines(), 1) if f'Error("{name}")' in line]
+        print(f"{name} {registry()[name]['title']}")
+        print(f"{shown}: write line {', '.join(map(str, places))}; {gone} lines are gone.")
+        print(f"About {minutes(gone)} minutes. The comments above a blank say what is wanted.")
     print(f"To grade it: python docs/tools/exercise.py {name} --check")
-    print(f"A hint: --hint. The answer: docs/{path.stem}.md#{name}")
+    print("A hint: --hint." + f" The answer: docs/{path.stem}.md#{name}" * (name in registry()))
+
+
+def minutes(gone: int) -> int:
+    return 5 * (1 + gone // 4)
 
 
 def hint(name: str) -> None:
-    """What the page says the detail is, without its code."""
+    """What the page says the detail is, without its code; of a bug, where to look."""
+    if name in BUGS:
+        print(re.sub(r"\[(.*?)\]\(.*?\)", r"\1", BUGS[name]["look"]))
+        return
     print(re.search(r"\*\*What\.\*\* (.+?)\n\n\*\*", section(name), re.DOTALL)[1])
 
 
 def check(name: str) -> int:
     """Run the detail's test on the reader's file. Exit code: 0 if it passes."""
-    path, test = path_of(name), registry()[name]["test"]
+    path = path_of(name)
     if not path.exists():
-        sys.exit(
-            f"error: {os.path.relpath(path)} is not there: leave out --check to have it written"
-        )
+        sys.exit(f"error: {os.path.relpath(path)} is not there: --check has nothing to grade")
+    if name in BUGS:
+        files = (ROOT / "ppo.py", path)
+        right = len({ast.dump(ast.parse(file.read_text())) for file in files}) == 1
+        print(f"{name}: {BUGS[name]['name']}. Mended." if right else "not yet: not ppo.py's code")
+        return int(not right)
+    test = registry()[name]["test"]
     (home,) = (p for p in (ROOT / "tests").glob("test_*.py") if f"def {test}(" in p.read_text())
     command = [sys.executable, "-m", "pytest", "-q", "-n0", "--no-header", "--tb=short"]
     done = subprocess.run(
@@ -181,7 +200,9 @@ def check(name: str) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("detail", choices=registry(), metavar="ID", help="core-05, extra-01, ...")
+    parser.add_argument(
+        "detail", choices=[*registry(), *BUGS], metavar="ID", help="core-05, bug-3, ..."
+    )
     for flag, said in (("check", "grade your file"), ("hint", "more"), ("again", "start anew")):
         parser.add_argument(f"--{flag}", action="store_true", help=said)
     args = parser.parse_args()
