@@ -12,9 +12,13 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import book
+import gymnasium as gym
+import numpy as np
 import pytest
+import torch
 from annotate import MATH
 from details import ROOT, SCRIPTS, markers
+from harness import load
 
 BROWSER = next(filter(shutil.which, ["chromium", "chromium-browser", "google-chrome"]), None)
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on this machine")
@@ -174,3 +178,70 @@ def test_the_search_finds_from_disk(site):
         return field.getRootNode().textContent"""
     found = look(site / "index.html", search, WIDE)
     assert "core-07" in found and "Loading search" not in found
+
+
+class Count(gym.Env):
+    """Observations (episode, step); episodes of a length."""
+
+    observation_space = gym.spaces.Box(0, 99, (2,), np.int64)
+    action_space = gym.spaces.Discrete(2)
+    episode = -1
+
+    def __init__(self, length: int):
+        self.length = length
+
+    def reset(self, **kwargs):
+        self.episode, self.step_ = self.episode + 1, 0
+        return np.array([self.episode, 0]), {}
+
+    def step(self, action):
+        self.step_ += 1
+        return np.array([self.episode, self.step_]), 1.0, self.step_ == self.length, False, {}
+
+
+@needs_browser
+def test_figures_to_play_with_compute_what_the_scripts_do(site):
+    """In a browser, from disk: the clip's objective and gradient, GAE, and Gymnasium's resets."""
+    rng = np.random.default_rng(1)
+    rows = [[a, e, r] for a in (-2, 0.5) for e in (0.1, 0.3) for r in (0.3, 0.95, 1, 1.05, 1.9)]
+    rewards, values, following = rng.normal(size=(3, 7)).round(3).tolist()
+    terminated, truncated = [t == 2 for t in range(7)], [t == 4 for t in range(7)]
+    lists = [rewards, values, following, terminated, truncated, 0.9, 0.8]
+    modes = {"next step": "NEXT_STEP", "same step": "SAME_STEP", "none": "DISABLED"}
+    found = look(
+        site / "course.html",
+        f"""return {{clip: {json.dumps(rows)}.map(row => PPO.clip(...row)),
+        gae: PPO.gae(...{json.dumps(lists)}),
+        autoreset: {json.dumps(list(modes))}.map(mode => PPO.autoreset(mode, 3, 9)),
+        shown: [...document.querySelectorAll(".play")].map(figure => figure.dataset.play),
+        first: document.querySelector("[data-play=clip] [role=status]").innerText}}""",
+        WIDE,
+    )
+    for (advantage, epsilon, ratio), ours in zip(rows, found["clip"]):
+        ratio = torch.tensor(float(ratio), requires_grad=True)
+        clipped = ratio.clamp(1 - epsilon, 1 + epsilon)
+        objective = torch.min(ratio * advantage, clipped * advantage)
+        objective.backward()
+        assert ours == pytest.approx({"objective": objective.item(), "gradient": ratio.grad.item()})
+    ppo = load("ppo.py")
+    columns = [np.array(x)[:, None] for x in lists[:5]]
+    columns[2] = np.where(columns[3], 0, columns[2])
+    dones = columns.pop() | columns.pop()
+    advantages = ppo.compute_gae(*columns, dones, 0.9, 0.8)[:, 0]
+    assert found["gae"]["advantages"] == pytest.approx(advantages.tolist())
+    for mode, ours in zip(modes.values(), found["autoreset"]):
+        mode = gym.vector.AutoresetMode[mode]
+        envs = gym.vector.SyncVectorEnv([lambda: Count(3)], autoreset_mode=mode)
+        obs, _ = envs.reset()
+        for row in ours:
+            assert row["obs"] == obs[0].tolist()
+            before = obs
+            obs, reward, over, _, _ = envs.step(np.array([0]))
+            assert row["next"] == obs[0].tolist() and row["reward"] == reward[0]
+            assert row["done"] == over[0]
+            true = row["next"] == [before[0, 0], before[0, 1] + 1]
+            assert bool(row["wrong"]) == (not true)
+            if over[0] and mode == gym.vector.AutoresetMode.DISABLED:
+                obs, _ = envs.reset(options={"reset_mask": over})
+    assert found["shown"] == ["gae", "clip"]
+    assert found["first"].startswith("objective 1.2, gradient 0")

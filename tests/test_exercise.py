@@ -57,3 +57,12 @@ def test_what_a_block_is_given():
     block = "a = b + f(args.c)\nd[a] = [x for x in e]\nself.g, h = a, d"
     given, produced = exercise.names_in(ast.parse(block).body, {"f"})
     assert given == ["b", "args.c", "e", "d"] and produced == ["a", "d[a]", "self.g", "h"]
+
+
+def test_a_planted_bug(capsys):
+    for name in exercise.BUGS:
+        exercise.write(name, again=False)
+        assert exercise.check(name) == 1
+        shutil.copy(ROOT / "ppo.py", exercise.path_of(name))
+        assert exercise.check(name) == 0
+    assert "docs/symptoms.md" in capsys.readouterr().out

@@ -75,7 +75,7 @@ def main(site: Path = SITE) -> None:
                 shutil.copytree(ROOT / target, stage / "files" / target, dirs_exist_ok=True)
             else:
                 shutil.copy(ROOT / target, stage / "files" / target)
-    for name in ("zensical.toml", "book.css", "iframe-worker.js"):
+    for name in ("zensical.toml", "book.css", "play.js", "iframe-worker.js"):
         shutil.copy(DOCS / "site" / name, site if name.endswith("toml") else stage)
     command = [sys.executable, "-m", "zensical", "build", "--strict", "-f", "zensical.toml"]
     subprocess.run(command, cwd=site, check=True)

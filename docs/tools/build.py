@@ -17,6 +17,7 @@ A generated part stands between two comments, `<!-- begin KIND ARGUMENT -->` and
     measured ID          what "without it" means, and what a detail was measured to add
     course               the ten steps: what they are, what they reach
     step NAME            a step of the course: how to run it, what it changes, how it learns
+    exercises ID ...     how to start each, and how long it takes
     symptoms GROUP       what the log of ppo.py showed, broken in each way of a group
 
 Sources are docs/details.toml (the registry), the markers in the scripts and docs/results. With
@@ -30,6 +31,7 @@ import sys
 from functools import cache
 
 import effects
+import exercise
 import results
 import tables
 from details import DOCS, ROOT, edited, markers, page, registry, removal, section
@@ -173,7 +175,21 @@ def build_step(name: str) -> str:
     return f"{command}\n\n```diff\n{body}\n```\n\n{figure}"
 
 
+def build_exercises(*names: str) -> str:
+    """A row for each, in the order given."""
+    rows = []
+    for name in names:
+        script, (_, gone) = exercise.path_of(name).name, exercise.task(name)
+        row = {"": f"`python docs/tools/exercise.py {name}`"}
+        row["what to write"] = (
+            f"[{registry()[name]['title']}]({script.replace('.py', '.md')}#{name})"
+        )
+        rows.append(row | {"lines": str(gone), "minutes": str(exercise.minutes(gone))})
+    return tables.markdown(rows)
+
+
 BUILDERS = {
+    "exercises": build_exercises,
     "course": build_course,
     "step": build_step,
     "map": build_map,

@@ -130,6 +130,11 @@ def path_of(name: str) -> Path:
     return FOLDER / name / (registry()[name]["scripts"][0] if name in registry() else "ppo.py")
 
 
+def task(name: str) -> tuple[str, int]:
+    """The script to complete, and how many lines are gone."""
+    return blanked((ROOT / path_of(name).name).read_text(), name)
+
+
 def write(name: str, again: bool) -> None:
     """Make the exercise, and say what to do."""
     path = path_of(name)
@@ -142,7 +147,7 @@ def write(name: str, again: bool) -> None:
         print(f"{shown} has one bug. Run it: python {shown} {RUN}")
         print("Read its log with docs/symptoms.md beside you, find the line, mend it.")
     else:
-        text, gone = blanked(source, name)
+        text, gone = task(name)
         path.write_text(text)
         places = [i for i, line in enumerate(text.splitlines(), 1) if f'Error("{name}")' in line]
         print(f"{name} {registry()[name]['title']}")

@@ -69,7 +69,7 @@ def printed(said: str) -> tuple[dict, list[dict]]:
     found = [
         (int(a), float(b)) for a, b in re.findall(r"^step (\d+): return ([\d.-]+)", said, re.M)
     ]
-    curve = [{"step": round(step, -4), "return": mean} for step, mean in found]
+    curve = [{"step": round(step, -3), "return": mean} for step, mean in found]
     return {"score": found[-1][1]}, curve
 
 

@@ -93,11 +93,9 @@ def symptoms(group: str) -> str:
 def step(name: str) -> dict[str, str]:
     """What a step of the course reaches."""
     found = runs("course").query("variant == @name")
-    last = curves("course")[name].index[-1]
     mean, low, high = (getattr(found["score"], of)() for of in ("mean", "min", "max"))
     return {
-        "after steps": f"{round(last, -4):,}",
-        "mean return, lowest to highest of ten seeds": f"{mean:.0f} ({low:.0f} to {high:.0f})",
+        "ten seeds: mean return (lowest to highest)": f"{mean:.0f} ({low:.0f} to {high:.0f})",
         "time of a run": f"{found['seconds'].median():.0f} s",
     }
 
