@@ -12,6 +12,7 @@ from experiment_list import EXPERIMENTS, PLAYED
 
 GREY = "#808080"
 COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00"]  # Okabe and Ito's, for all eyes
+BLUE, RED, GREEN, PINK, YELLOW = COLORS
 plt.switch_backend("svg")
 plt.rcParams |= {"svg.hashsalt": "ppo", "font.size": 11, "text.color": GREY}
 plt.rcParams |= {key: GREY for key in ("axes.labelcolor", "xtick.color", "ytick.color")}

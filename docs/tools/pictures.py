@@ -6,10 +6,8 @@ the other figures readable on white and on black.
 
 import matplotlib.pyplot as plt
 import numpy as np
-from figures import COLORS, GREY, save
+from figures import BLUE, COLORS, GREEN, GREY, PINK, RED, YELLOW, save
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
-
-BLUE, RED, GREEN, PINK, YELLOW = COLORS
 
 
 def canvas(width: float, height: float) -> tuple[plt.Figure, plt.Axes]:
