@@ -1,9 +1,11 @@
 """Exercises: what is blank fails, the original passes, and a known mistake is named."""
 
 import ast
+import re
 import shutil
 
 import exercise
+import numpy as np
 import pytest
 from harness import ROOT, SCRIPTS, details, load
 from test_removals import REGISTRY, find
@@ -66,3 +68,27 @@ def test_a_planted_bug(capsys):
         shutil.copy(ROOT / "ppo.py", exercise.path_of(name))
         assert exercise.check(name) == 0
     assert "docs/symptoms.md" in capsys.readouterr().out
+
+
+def test_what_is_worked_by_hand():
+    """The page's tables and solutions, against compute_gae and the clipped objective."""
+    page = (ROOT / "docs" / "exercises.md").read_text()
+    found = re.findall(r"^\| (\d) \| (\d) \| (\d) \| (\d) \| (no|yes) \|$", page, re.MULTILINE)
+    _, rewards, values, following, ends = zip(*found)
+    rewards, values, following = np.array([rewards, values, following], float)[..., None]
+    dones = np.array(ends)[:, None] == "yes"
+    gae = load("ppo.py").compute_gae
+    advantages = gae(rewards, values, np.where(dones, 0, following), dones, 0.5, 0.5)
+    for t, number in enumerate(advantages[:, 0]):
+        assert re.search(rf"advantages\[{t}\] = (?:[^=.]* = )?{number:g}\b", page)
+    (told,) = re.findall(r"returns = advantages \+ values = (.*)\.\n", page)
+    assert [float(x) for x in told.split(", ")] == (advantages + values)[:, 0].tolist()
+    rows = re.findall(r"^\| ([a-d]) \| ln (\S+) \| ln (\S+) \| (\S+) \|$", page, re.MULTILINE)
+    total = 0.0
+    for name, old, new, advantage in rows:
+        ratio, advantage = float(new) / float(old), float(advantage)
+        first, second = ratio * advantage, min(max(ratio, 0.8), 1.2) * advantage
+        worse = min(first, second)
+        total += worse
+        assert f"{name}: min({first:g}, {second:g}) = {worse:g}," in page
+    assert f"their mean, {total / 4:g}, and the loss {-total / 4:g}." in page
