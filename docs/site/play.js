@@ -43,7 +43,7 @@ const PPO = {
 
 const round = (x) => (Math.abs(x) < 5e-4 ? 0 : x).toFixed(3).replace(/\.?0+$/, "");
 
-// A labelled slider; calls `changed` with nothing, the caller reads .value.
+// A labelled slider, which the arrow keys move, too.
 function slider(parent, label, min, max, step, value) {
   const line = parent.appendChild(document.createElement("label"));
   const name = line.appendChild(document.createElement("span"));
@@ -71,7 +71,8 @@ const FIGURES = {
     const picture = figure.appendChild(document.createElement("div"));
     const draw = () => {
       const [A, e, r] = [advantage, epsilon, ratio].map((input) => +input.value);
-      const at = (x) => `${40 + 160 * x},${110 - 15 * PPO.clip(A, e, x).objective}`;
+      const scale = 90 / Math.max(1, 2 * Math.abs(A));
+      const at = (x) => `${40 + 160 * x},${110 - scale * PPO.clip(A, e, x).objective}`;
       const points = [0, 1 - e, 1, 1 + e, 2].map(at).join(" ");
       const { objective, gradient } = PPO.clip(A, e, r);
       const [x, y] = at(r).split(",");

@@ -31,9 +31,7 @@ def staged(path: Path, text: str) -> tuple[str, set[Path]]:
         target = (path.parent / name).resolve().relative_to(ROOT)
         hash_ = f"#{anchor.split('-L')[0]}" if anchor else ""  # a span of lines: its first
         if target.suffix == ".md":
-            if target == Path("README.md"):
-                return f"map.md{hash_}"
-            return ("index" if target.stem == "README" else target.stem) + f".md{hash_}"
+            return name_of(target) + f".md{hash_}"
         if target.suffix == ".py":
             files.add(target)
             return f"source/{target.stem}.html{hash_}"
@@ -44,13 +42,17 @@ def staged(path: Path, text: str) -> tuple[str, set[Path]]:
     return LINK.sub(retarget, text), files
 
 
+def name_of(path: Path) -> str:
+    """A page's name on the site: the README is its home, docs/README.md the first page."""
+    if path.stem != "README":
+        return path.stem
+    return "index" if path.parent in (Path(), ROOT) else "start"
+
+
 def pages() -> dict[str, tuple[Path, str]]:
     """Name on the site -> the file that it is made from, and its text."""
-    readme = (ROOT / "README.md").read_text()
-    found = {"map": (ROOT / "README.md", "# The map" + readme.partition("## The map")[2])}
-    for path in sorted(DOCS.glob("*.md")):
-        found["index" if path.stem == "README" else path.stem] = path, path.read_text()
-    return found
+    found = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+    return {name_of(path): (path, path.read_text()) for path in found}
 
 
 def formula(match: re.Match) -> str:

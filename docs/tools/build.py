@@ -2,7 +2,9 @@
 
 A generated part stands between two comments, `<!-- begin KIND ARGUMENT -->` and `<!-- end -->`:
 
-    map                  the README's table of all details
+    map                  the table of all details, their lines and tests
+    lists                the README's short lists of them
+    headline             the README's scores
     code SCRIPT ID       the lines of a script that a detail's markers govern
     diff SCRIPT          what a script changes in ppo.py, from its environment on
     removal SCRIPT ID    the edit that takes the detail out, as a diff, the test that notices, and
@@ -29,6 +31,7 @@ import difflib
 import re
 import sys
 from functools import cache
+from pathlib import Path
 
 import effects
 import exercise
@@ -79,16 +82,33 @@ def build_map() -> str:
         places = []
         for script in detail["scripts"]:
             sites = markers((ROOT / script).read_text())[name]
-            first, *others = (lines_link(script, site, "") for site in sites)
+            first, *others = (lines_link(script, site, "../") for site in sites)
             others = [other.replace(f"[{script}:", "[") for other in others]  # named once
             places.append(", ".join([first, *others]))
         row = {"": name}
-        row["detail, with its section"] = (
-            f"[{detail['title']}]({page(detail['scripts'][0])}#{name})"
-        )
+        home = Path(detail["scripts"][0]).stem
+        row["detail, with its section"] = f"[{detail['title']}]({home}.md#{name})"
         row["lines"] = "<br>".join(places)
-        rows.append(row | {"test": test_link(name, "")})
+        rows.append(row | {"test": test_link(name, "../")})
     return tables.markdown(rows)
+
+
+def build_lists() -> str:
+    """The titles of all details, by group, each with its section and its first line."""
+    groups = {"core": "Core", "atari": "Atari", "continuous": "Continuous actions"}
+    groups |= {"lstm multidiscrete": "LSTM and MultiDiscrete", "aux extra": "Auxiliary and ours"}
+    lines = []
+    for group, title in groups.items():
+        said = []
+        for name, detail in registry().items():
+            if name.split("-")[0] in group.split():
+                script = detail["scripts"][0]
+                site = markers((ROOT / script).read_text())[name][0]
+                number = name if len(group.split()) > 1 else name.split("-")[1]
+                line = f"[{number}]({script}#L{site['first']}-L{site['last']})"
+                said.append(f"{line} [{detail['title']}]({page(script)}#{name})")
+        lines.append(f"- **{title}**: {'; '.join(said)}.")
+    return "\n".join(lines)
 
 
 def build_code(script: str, name: str) -> str:
@@ -189,6 +209,8 @@ def build_exercises(*names: str) -> str:
 
 
 BUILDERS = {
+    "lists": build_lists,
+    "headline": results.headline,
     "exercises": build_exercises,
     "course": build_course,
     "step": build_step,

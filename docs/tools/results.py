@@ -1,5 +1,7 @@
 """What was measured, as the pages show it: runs, curves and tables from docs/results."""
 
+import re
+
 import intervals
 import pandas as pd
 import tables
@@ -59,6 +61,24 @@ def scores(name: str) -> str:
             fewer = f" ({len(as_deaths)} seeds)" * (len(as_deaths) != len(ours))
             row["here, time limits as deaths"] = tables.spread(as_deaths) + fewer
         rows.append(row | published)
+    return tables.markdown(rows)
+
+
+def headline() -> str:
+    """Some scores beside published ones, without decimals."""
+    shown = {"classic": ["CartPole-v1", "Acrobot-v1"]}
+    shown |= {"mujoco": ["HalfCheetah-v4", "Walker2d-v4", "Hopper-v4", "InvertedPendulum-v4"]}
+    rows = []
+    for name, variants in shown.items():
+        scores = runs(name).set_index("variant")["score"]
+        for variant in variants:
+            ours = scores[scores.index == variant]
+            row = {"environment": variant, "seeds": len(ours)}
+            row["here"] = f"{ours.mean():.0f} ± {ours.std(ddof=0):.0f}"
+            for who, score in EXPERIMENTS[name].published[variant].items():
+                column = who.split(",")[0]
+                row[column] = re.sub(r"[\d.]+", lambda x: f"{float(x[0]):.0f}", score)
+            rows.append(row)
     return tables.markdown(rows)
 
 
