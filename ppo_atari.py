@@ -151,7 +151,7 @@ class MaxAndSkip(gym.Wrapper):
 # [atari-03 1/3] A lost life ends the episode, not the game
 # A death is bad at once, not only when the game ends. The reset after it goes on with the game, so
 # that late scenes are seen. Contested: Machado et al. 2018 advise against it.
-# Source: common/atari_wrappers.py#L61-L95. DEVIATION: a game that ends in that no-op is reset.
+# Source: common/atari_wrappers.py#L61-L95. DEVIATION: if its no-op ends the game, it resets.
 class EpisodicLife(gym.Wrapper):
     """Reports a lost life as the end of an episode; only resets a game that is over."""
 
@@ -179,7 +179,7 @@ class EpisodicLife(gym.Wrapper):
 # Some games wait for FIRE to begin and, as Breakout, to go on after each lost life: an agent would
 # have to find that out first. Source: common/atari_wrappers.py#L41-L59.
 class FireReset(gym.Wrapper):
-    """Presses FIRE and then the action after it, 4 frames each, at every reset."""
+    """Presses FIRE and then action 2, as the official code does, 4 frames each, at every reset."""
 
     def reset(self, **kwargs):
         self.env.reset(**kwargs)
@@ -243,7 +243,7 @@ def make_env(args: Args, video: Path | None = None) -> gym.Env:
     env = EpisodicLife(gym.wrappers.RecordEpisodeStatistics(env))
 
     # [atari-04 2/2] FIRE after a reset
-    if "FIRE" in env.unwrapped.get_action_meanings():  # then it is action 1
+    if env.unwrapped.get_action_meanings()[1] == "FIRE":  # elsewhere in two games, with no no-op
         env = FireReset(env)  # outside EpisodicLife: after every lost life, too
 
     # [atari-05 2/2] Grey frames of 84 x 84
@@ -695,8 +695,9 @@ def main(argv: list[str] | None = None) -> dict:
 
     # [aux-02 6/6] Parallel gradient update
     # Rank 0 alone shows, writes and plays. Others log to a folder that is thrown away.
-    if args.num_envs * args.num_steps % args.num_minibatches:
-        fail("--num-minibatches must cut the rows (envs x steps) of each process")
+    rows = args.num_envs * args.num_steps
+    if rows % args.num_minibatches or rows < 2 * args.num_minibatches:
+        fail(f"--num-minibatches must cut the {rows} rows of each process into parts of 2+")
     if RANK:
         tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
         with TemporaryDirectory() as nowhere:

@@ -116,7 +116,7 @@ def step(name: str) -> dict[str, str]:
     mean, low, high = (getattr(found["score"], of)() for of in ("mean", "min", "max"))
     return {
         "ten seeds: mean return (lowest to highest)": f"{mean:.0f} ({low:.0f} to {high:.0f})",
-        "time of a run": f"{found['seconds'].median():.0f} s",
+        "time of a run, the fastest": f"{found['seconds'].min():.0f} s",
     }
 
 
