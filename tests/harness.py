@@ -273,6 +273,11 @@ class Run:
         def add_scalar(writer, tag, value, step):
             self.scalars.setdefault(tag, []).append((step, float(value)))
 
+        def failing(message, code=2):
+            failed.append(message)
+            fail(message, code)
+
+        failed, fail = [], module.fail
         cls = getattr(module, self.adapter.reads[0])
         init, reads = module.Agent.__init__, getattr(cls, self.adapter.reads[1])
         hook = register_optimizer_step_pre_hook(before_step)
@@ -284,13 +289,14 @@ class Run:
                 (module, "make_envs", fresh),
                 (module, "compute_gae", estimate),
                 (SummaryWriter, "add_scalar", add_scalar),
+                (module, "fail", failing),
             ]:
                 stack.enter_context(patch.object(target, name, spy))
             try:
                 self.folder = module.main(self.flags)["folder"]
             except SystemExit as stop:  # without a code: one of several processes, done
                 if stop.code is not None:
-                    raise AssertionError(f"the script ended with exit code {stop.code}") from stop
+                    raise AssertionError(f"the script ended by itself: {failed[-1:]}") from stop
         self.args = tyro.cli(module.Args, args=self.flags)
         self.log = list(known_envs.LOG)
         parameters = self.agents[0].named_parameters()

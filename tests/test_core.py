@@ -145,7 +145,7 @@ def test_core_07_advantage_normalization(ppo):
 
 def test_core_08_clipped_surrogate_objective(ppo):
     """No gradient where the ratio has moved far enough, but one where it moved the wrong way."""
-    run = Run(ppo, clip_coef=0.05, **BARE)
+    run = Run(ppo, iterations=2, clip_coef=0.05, anneal_clip=True, **BARE)
     hints = {
         "the ratio is not clipped": {"policy": "unclipped"},
         "only the clipped term is there: take the smaller of the two": {"policy": "clipped"},
@@ -155,6 +155,8 @@ def test_core_08_clipped_surrogate_objective(ppo):
         "half the loss": {"sign": 0.5},
     }
     check_update(run, hints)
+    constant = "epsilon is not annealed: it is clip_coef, not args.clip_coef"
+    check_update(run, {constant: {"epsilon": 0.05}}, 1, 0.025)
     rows = list(run.minibatches(0))
     ratio, advantage = (np.concatenate([x[k] for x in rows]) for k in ("ratio", "normalized"))
     for side in (ratio > 1.05, ratio < 0.95):

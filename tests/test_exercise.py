@@ -38,7 +38,7 @@ def test_a_reader_who_gets_it_wrong_and_then_right(capsys):
     exercise.write("core-09", again=False)
     path = exercise.path_of("core-09")
     said = capsys.readouterr().out
-    assert "5 lines are gone" in said and "About 10 minutes" in said
+    assert "(5 in the original)" in said and "About 10 minutes" in said
     blank = path.read_text()
     assert "# To produce: value_loss." in blank and "mb_values" in blank
     with pytest.raises(SystemExit, match="--again"):  # what was written is not lost
@@ -55,10 +55,22 @@ def test_a_reader_who_gets_it_wrong_and_then_right(capsys):
     assert "core-09 is right" in capsys.readouterr().out
 
 
+def test_all_at_once(capsys):
+    exercise.write("all", again=False)
+    text = exercise.path_of("all").read_text()
+    ast.parse(text)
+    assert all(f'raise NotImplementedError("{name}")' in text for name in exercise.DRILL)
+    capsys.readouterr()
+    exercise.hint("all")
+    assert len(capsys.readouterr().out) > 1000
+
+
 def test_what_a_block_is_given():
     block = "a = b + f(args.c)\nd[a] = [x for x in e]\nself.g, h = a, d"
     given, produced = exercise.names_in(ast.parse(block).body, {"f"})
     assert given == ["b", "args.c", "e", "d"] and produced == ["a", "d[a]", "self.g", "h"]
+    _, produced = exercise.names_in(ast.parse("a[b if c else d] = 0").body, set())
+    assert produced == ["a"]  # how it is indexed is the answer
 
 
 def test_a_planted_bug(capsys):

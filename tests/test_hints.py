@@ -16,6 +16,12 @@ MISTAKES = [
     ("core-08", "= -torch.min(ratio", "= torch.min(ratio", "wrong sign"),
     (
         "core-08",
+        "clamp(1 - clip_coef, 1 + clip_coef)",
+        "clamp(1 - args.clip_coef, 1 + args.clip_coef)",
+        "is not annealed",
+    ),
+    (
+        "core-08",
         "torch.min(ratio * mb_advantages, clipped * mb_advantages)",
         "(clipped * mb_advantages)",
         "only the clipped term",

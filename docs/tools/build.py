@@ -189,8 +189,14 @@ def build_step(name: str) -> str:
     if len(paths) == 1:
         return f"{command}\n\n```python\n{paths[0].read_text()}```"
     old, new = (path.read_text().split("\n\n", 2)[2].splitlines() for path in paths)
-    diff = list(difflib.unified_diff(old, new, n=2, lineterm=""))[2:]
-    body = "\n".join("" if line.startswith("@@") else line for line in diff).strip("\n")
+    bare = [[line.strip() for line in lines] for lines in (old, new)]
+    match, parts = difflib.SequenceMatcher(None, *bare, autojunk=False), []
+    for group in match.get_grouped_opcodes(2):
+        for tag, a, b, c, d in group:  # what is only indented anew counts as equal
+            parts += [f"-{line}" for line in old[a:b] if tag != "equal"]
+            parts += [f"{' ' if tag == 'equal' else '+'}{line}" for line in new[c:d]]
+        parts.append("")
+    body = "\n".join(parts).strip("\n")
     figure = f"![{name}, ten seeds, beside the step before](figures/course-{name}.svg)"
     return f"{command}\n\n```diff\n{body}\n```\n\n{figure}"
 

@@ -8,7 +8,8 @@ Explanations, signatures, and what each blank is given and must produce stay. Th
     python docs/tools/exercise.py core-05 --hint     more about it
     python docs/tools/exercise.py core-05 --again    start anew: what you wrote is lost
 
-bug-1, bug-2, ... write a ppo.py that is whole but for one bug: run it, find it, mend it.
+bug-1, bug-2, ... write a ppo.py that is whole but for one bug: run it, find it, mend it. "all"
+leaves the heart of PPO blank, eight details at once.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from details import DOCS, ROOT, edited, markers, registry, section
 FOLDER = ROOT / "exercises"
 BREAKS = tomllib.loads((DOCS / "symptoms.toml").read_text())["break"]
 BUGS = {f"bug-{i}": b for i, b in enumerate((b for b in BREAKS if "edit" in b), 1)}
+DRILL = ["core-05", "core-06", "core-07", "core-08", "core-09", "core-10", "core-11", "extra-01"]
 RUN = "--env-id Acrobot-v1 --total-timesteps 150016 --learning-rate 0.005"  # as in symptoms.md
 
 
@@ -56,7 +58,9 @@ def names_in(block: list[ast.stmt], hidden: set[str]) -> tuple[list[str], list[s
             return
         whole = ast.unparse(node).replace("'", '"')
         if isinstance(node.ctx, ast.Store):
-            produced.append(whole)
+            index = getattr(node, "slice", None)  # one that says how is part of the answer
+            plain = isinstance(index, ast.Name | ast.Constant | None)
+            produced.append(whole if plain else ast.unparse(node.value))
         else:
             name = whole if base.id in ("args", "self") else base.id
             if not {name, base.id} & {*given, *produced}:
@@ -117,7 +121,7 @@ def blanked(source: str, name: str) -> tuple[str, int]:
         rest = "\n".join(source.splitlines()[site["last"] : max(ends, default=None)])
         produced = [x for x in produced if not x.isidentifier() or re.search(rf"\b{x}\b", rest)]
         said = [f"# Given: {', '.join(given)}."] if given else []
-        said += [f"# To produce: {', '.join(produced)}."] if produced else []
+        said += [f"# To produce: {', '.join(produced)}." if produced else "# To do: see above."]
         said = [line for text in said for line in textwrap.wrap(text, 98 - margin)]
         said = [line if line.startswith("#") else f"#   {line}" for line in said]
         said.append(f'raise NotImplementedError("{name}")')
@@ -130,35 +134,45 @@ def path_of(name: str) -> Path:
     return FOLDER / name / (registry()[name]["scripts"][0] if name in registry() else "ppo.py")
 
 
+def parts(name: str) -> list[str]:
+    """The details that an exercise leaves blank."""
+    return DRILL if name == "all" else [name]
+
+
 def task(name: str) -> tuple[str, int]:
     """The script to complete, and how many lines are gone."""
-    return blanked((ROOT / path_of(name).name).read_text(), name)
+    text, gone = (ROOT / path_of(name).name).read_text(), 0
+    for part in parts(name):
+        text, lines = blanked(text, part)
+        gone += lines
+    return text, gone
+
+
+def minutes(gone: int) -> int:
+    return 5 * (1 + gone // 4)
 
 
 def write(name: str, again: bool) -> None:
     """Make the exercise, and say what to do."""
     path = path_of(name)
-    source, shown = (ROOT / path.name).read_text(), os.path.relpath(path)
+    shown = os.path.relpath(path)
     if path.exists() and not again:
         sys.exit(f"error: {shown} is there; --check grades it, --again throws it away")
     path.parent.mkdir(parents=True, exist_ok=True)
     if name in BUGS:
-        path.write_text(edited(source, BUGS[name]["edit"], name))
+        path.write_text(edited((ROOT / "ppo.py").read_text(), BUGS[name]["edit"], name))
         print(f"{shown} has one bug. Run it: python {shown} {RUN}")
-        print("Read its log with docs/symptoms.md beside you, find the line, mend it.")
+        print("Its log as a row of docs/symptoms.md: python docs/tools/symptom.py RUN")
     else:
         text, gone = task(name)
         path.write_text(text)
-        places = [i for i, line in enumerate(text.splitlines(), 1) if f'Error("{name}")' in line]
-        print(f"{name} {registry()[name]['title']}")
-        print(f"{shown}: write line {', '.join(map(str, places))}; {gone} lines are gone.")
+        blanks = [i for i, line in enumerate(text.splitlines(), 1) if "raise NotImpl" in line]
+        titles = [f"{part} {registry()[part]['title']}" for part in parts(name)]
+        print("\n".join(titles))
+        print(f"{shown}: write line {', '.join(map(str, blanks))} ({gone} in the original).")
         print(f"About {minutes(gone)} minutes. The comments above a blank say what is wanted.")
     print(f"To grade it: python docs/tools/exercise.py {name} --check")
     print("A hint: --hint." + f" The answer: docs/{path.stem}.md#{name}" * (name in registry()))
-
-
-def minutes(gone: int) -> int:
-    return 5 * (1 + gone // 4)
 
 
 def hint(name: str) -> None:
@@ -166,11 +180,12 @@ def hint(name: str) -> None:
     if name in BUGS:
         print(re.sub(r"\[(.*?)\]\(.*?\)", r"\1", BUGS[name]["look"]))
         return
-    print(re.search(r"\*\*What\.\*\* (.+?)\n\n\*\*", section(name), re.DOTALL)[1])
+    for part in parts(name):
+        print(re.search(r"\*\*What\.\*\* (.+?)\n\n\*\*", section(part), re.DOTALL)[1])
 
 
 def check(name: str) -> int:
-    """Run the detail's test on the reader's file. Exit code: 0 if it passes."""
+    """Grade the reader's file. Exit code: 0 if it is right."""
     path = path_of(name)
     if not path.exists():
         sys.exit(f"error: {os.path.relpath(path)} is not there: --check has nothing to grade")
@@ -179,6 +194,11 @@ def check(name: str) -> int:
         right = len({ast.dump(ast.parse(file.read_text())) for file in files}) == 1
         print(f"{name}: {BUGS[name]['name']}. Mended." if right else "not yet: not ppo.py's code")
         return int(not right)
+    return max([grade(part, path) for part in parts(name)])
+
+
+def grade(name: str, path: Path) -> int:
+    """Run the detail's test on a file."""
     test = registry()[name]["test"]
     (home,) = (p for p in (ROOT / "tests").glob("test_*.py") if f"def {test}(" in p.read_text())
     command = [sys.executable, "-m", "pytest", "-q", "-n0", "--no-header", "--tb=short"]
@@ -191,23 +211,21 @@ def check(name: str) -> int:
     )
     if done.returncode == 0:
         print(f"{name} is right: its test passes.")
-    elif done.returncode != 1:
+        return 0
+    said = re.findall(r"^E +(\w+(?:Error|Exit|Exception)\b.*)", done.stdout, re.MULTILINE)
+    if done.returncode != 1 or not said:
         sys.exit(f"error: the test could not be run:\n{done.stdout}{done.stderr}")
-    else:
-        said = re.findall(r"^E +(\w+(?:Error|Exit|Exception).*)", done.stdout, re.MULTILINE)
-        line = re.findall(rf"^{path.name}:(\d+):", done.stdout, re.MULTILINE)
-        where = (
-            f" (line {line[-1]} of your file)" if line and "AssertionError" not in said[-1] else ""
-        )
-        print(f"not yet{where}: {said[-1] if said else done.stdout}")
-    return done.returncode
+    lines = re.findall(rf"^{path.name}:(\d+):", done.stdout, re.MULTILINE)
+    judged = said[-1].removeprefix("AssertionError: ")
+    where = f", line {lines[-1]} of your file" if lines and judged == said[-1] else ""
+    print(f"{name}, not yet{where}: {judged}")
+    return 1
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "detail", choices=[*registry(), *BUGS], metavar="ID", help="core-05, bug-3, ..."
-    )
+    names = ["all", *registry(), *BUGS]
+    parser.add_argument("detail", choices=names, metavar="ID", help="core-05, bug-3, all, ...")
     for flag, said in (("check", "grade your file"), ("hint", "more"), ("again", "start anew")):
         parser.add_argument(f"--{flag}", action="store_true", help=said)
     args = parser.parse_args()
