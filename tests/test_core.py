@@ -134,7 +134,8 @@ def test_core_07_advantage_normalization(ppo):
     }
     check_update(Run(ppo, **BARE), hints)
     check_update(
-        Run(ppo, **BARE | {"norm_adv": False}), {"--no-norm-adv": {"normalize": "minibatch"}}
+        Run(ppo, **BARE | {"norm_adv": False}),
+        {"--no-norm-adv has no effect": {"normalize": "minibatch"}},
     )
     # Equal advantages have no spread to divide by: they become 0, not NaN.
     constant = Run(ppo, gamma=0, gae_lambda=0, env="Flat-v0", **BARE)

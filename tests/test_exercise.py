@@ -63,6 +63,14 @@ def test_all_at_once(capsys):
     capsys.readouterr()
     exercise.hint("all")
     assert len(capsys.readouterr().out) > 1000
+    original = (ROOT / "ppo.py").read_text()
+    wrong = original.replace("0.5 * error.mean()", "error.mean()")
+    for name in exercise.DRILL:  # what is wrong elsewhere does not count
+        alone = exercise.transplanted(name, wrong, original)
+        expected = wrong if name == "core-09" else original
+        assert ast.dump(ast.parse(alone)) == ast.dump(ast.parse(expected)), name
+    with pytest.raises(SystemExit, match="leave these lines"):
+        exercise.transplanted("core-09", wrong.replace("[core-09]", "[core-9]"), original)
 
 
 def test_what_a_block_is_given():

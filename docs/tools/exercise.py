@@ -61,6 +61,8 @@ def names_in(block: list[ast.stmt], hidden: set[str]) -> tuple[list[str], list[s
             index = getattr(node, "slice", None)  # one that says how is part of the answer
             plain = isinstance(index, ast.Name | ast.Constant | None)
             produced.append(whole if plain else ast.unparse(node.value))
+            if not plain and base.id not in [*given, *produced[:-1]]:
+                given.append(base.id)
         else:
             name = whole if base.id in ("args", "self") else base.id
             if not {name, base.id} & {*given, *produced}:
@@ -109,14 +111,15 @@ def blanked(source: str, name: str) -> tuple[str, int]:
         block = lines[start : site["last"]]
         margin = len(block[0]) - len(block[0].lstrip())
         after = next((line for line in lines[site["last"] :] if line.strip()), "")
-        code, header = textwrap.dedent("\n".join(block)), []
+        code, header, over = textwrap.dedent("\n".join(block)), [], []
         if len(after) - len(after.lstrip()) > margin:  # a loop of it goes on: its head must stay
             *_, loop = ast.parse(code).body
             head = start + loop.lineno - 1
             header = [f"{' ' * margin}for {ast.unparse(loop.target)} in []:  # over what?"]
             header += lines[head + 1 : site["last"]]
+            over = [ast.Expr(loop.iter)]
             block, code = lines[start : head + 1], textwrap.dedent("\n".join(lines[start:head]))
-        given, produced = names_in(ast.parse(code).body, modules)
+        given, produced = names_in([*ast.parse(code).body, *over], modules)
         ends = [f.end_lineno for f in functions if f.lineno <= site["last"] <= f.end_lineno]
         rest = "\n".join(source.splitlines()[site["last"] : max(ends, default=None)])
         produced = [x for x in produced if not x.isidentifier() or re.search(rf"\b{x}\b", rest)]
@@ -192,9 +195,33 @@ def check(name: str) -> int:
     if name in BUGS:
         files = (ROOT / "ppo.py", path)
         right = len({ast.dump(ast.parse(file.read_text())) for file in files}) == 1
-        print(f"{name}: {BUGS[name]['name']}. Mended." if right else "not yet: not ppo.py's code")
+        other = f"not yet, or mended in another way: git diff --no-index ppo.py {path}"
+        print(f"{name}: {BUGS[name]['name']}. Mended." if right else other)
         return int(not right)
-    return max([grade(part, path) for part in parts(name)])
+    if name != "all":
+        return grade(name, path)
+    whole, failed = path.read_text(), 0
+    for part in DRILL:  # each in the original, so that one mistake is told once
+        alone = path.with_name("alone") / path.name
+        alone.parent.mkdir(exist_ok=True)
+        alone.write_text(transplanted(part, whole, (ROOT / path.name).read_text()))
+        failed |= grade(part, alone)
+    return failed
+
+
+def transplanted(name: str, theirs: str, source: str) -> str:
+    """The original with what the reader wrote of one detail: from its marker to the line that
+    follows its block in the original."""
+    lines, written = source.splitlines(), theirs.splitlines()
+    for site in reversed(markers(source)[name]):
+        following = next(line for line in lines[site["last"] :] if line.strip())
+        marker = lines[site["first"] - 1]
+        if marker not in written or following not in written[written.index(marker) :]:
+            sys.exit(f"error: leave these lines as they are:\n{marker}\n{following}")
+        start = written.index(marker)
+        end = written.index(following, start)
+        lines[site["first"] - 1 : site["last"]] = [*written[start:end], ""]
+    return "\n".join(lines) + "\n"
 
 
 def grade(name: str, path: Path) -> int:
