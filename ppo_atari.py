@@ -178,6 +178,7 @@ class EpisodicLife(gym.Wrapper):
 # [atari-04 1/2] FIRE after a reset
 # Some games wait for FIRE to begin and, as Breakout, to go on after each lost life: an agent would
 # have to find that out first. Source: common/atari_wrappers.py#L41-L59.
+# DEVIATION: if one of the two ends the game, the next game's picture is returned, not the last's.
 class FireReset(gym.Wrapper):
     """Presses FIRE and then action 2, as the official code does, 4 frames each, at every reset."""
 
