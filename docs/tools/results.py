@@ -97,16 +97,20 @@ def symptoms(group: str) -> str:
     found, rows = runs("symptoms"), []
     for entry in (entry for entry in BREAKS if entry["group"] == group):
         seeds = found[found["variant"] == entry["name"]]
-        row, stopped = {"broken": entry["name"]}, seeds["stopped"].dropna()
+        row, stopped = (
+            {"broken": entry["name"], "look at": entry["look"]},
+            seeds["stopped"].dropna(),
+        )
         if 0 < len(stopped) < len(seeds):
             raise ValueError(f"{entry['name']}: some seeds stopped, some did not")
         if len(stopped):
             row["each seed stopped, seed 1 saying"] = stopped.iloc[0]
         else:
-            row["return, each seed"] = ", ".join(f"{score:.0f}" for score in seeds["score"])
+            mean, low, high = (getattr(seeds["score"], of)() for of in ("mean", "min", "max"))
+            row["return (lowest to highest seed)"] = f"{mean:.0f} ({low:.0f} to {high:.0f})"
             for column, mean in seeds[list(EXPERIMENTS["symptoms"].logged)].mean().items():
                 row[column] = f"{mean:.2g}" if abs(mean) < 100 else f"{mean:,.0f}"
-        rows.append(row | {"look at": entry["look"]})
+        rows.append(row)
     return tables.markdown(rows)
 
 
