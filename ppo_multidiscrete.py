@@ -154,9 +154,10 @@ def make_env(args: Args, video: Path | None = None) -> gym.Env:
 # [extra-02 1/2] Explicit reset (no autoreset)
 # By default Gymnasium spends a whole step on a reset and ignores its action: a row that teaches
 # nothing. Without autoreset we reset ourselves, and step() always returns the true successor.
+# copy=False, 2% faster: the next step overwrites what step() returned, so copy what you keep.
 def make_envs(args: Args) -> gym.vector.VectorEnv:
     """N environments stepped together: observations (N, D), rewards (N,)."""
-    how = {"autoreset_mode": gym.vector.AutoresetMode.DISABLED, "copy": False}  # train() copies
+    how = {"autoreset_mode": gym.vector.AutoresetMode.DISABLED, "copy": False}
     envs = gym.vector.SyncVectorEnv([lambda: make_env(args)] * args.num_envs, **how)
     envs._add_info = lambda infos, info, i: infos  # drops infos: unread, and some can't be merged
     return envs

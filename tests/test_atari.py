@@ -650,3 +650,25 @@ def test_cuda_computes_what_the_cpu_does():
     there = torch.stack([dist.log_prob(action) for action in actions], 1)
     np.testing.assert_allclose(there.detach().cpu(), logp, atol=1e-4)
     np.testing.assert_allclose(value.detach().cpu(), values, atol=1e-3)
+
+
+def test_minibatches_are_cut_from_the_rows_of_one_process(monkeypatch, capsys):
+    """Two processes of 4 rows have 8 together, but parts of one row each."""
+    ppo = load("ppo_atari.py")
+    monkeypatch.setattr(ppo, "PROCESSES", 2)
+    flags = "--num-envs 1 --num-steps 4 --num-minibatches 4 --total-timesteps 8 --no-cuda"
+    with pytest.raises(SystemExit):
+        ppo.main(flags.split())
+    assert "the 4 rows of each process" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_fire_only_where_it_is_action_1():
+    """Backgammon has it first, and no no-op: action 1 would be another one there."""
+    ppo = load("ppo_atari.py")
+    for game, presses in (("Breakout", True), ("Backgammon", False)):
+        env, found = ppo.make_env(ppo.Args(env_id=f"ALE/{game}-v5")), False
+        while env is not env.unwrapped:
+            found |= isinstance(env, ppo.FireReset)
+            env = env.env
+        assert found == presses

@@ -7,6 +7,7 @@ import shutil
 import exercise
 import numpy as np
 import pytest
+import symptom
 from harness import ROOT, SCRIPTS, details, load
 from test_removals import REGISTRY, find
 
@@ -112,3 +113,10 @@ def test_what_is_worked_by_hand():
         total += worse
         assert f"{name}: min({first:g}, {second:g}) = {worse:g}," in page
     assert f"their mean, {total / 4:g}, and the loss {-total / 4:g}." in page
+
+
+def test_a_log_as_a_row_of_the_symptoms():
+    flags = ["--total-timesteps", "1024", "--eval-episodes", "0"]
+    head, _, row = symptom.main(load("ppo.py").main(flags)["folder"]).splitlines()
+    found = dict(zip(head.split(" | "), row.split(" | ")))
+    assert 0.6 < float(found["entropy"]) < 0.7 and float(found["clip fraction"]) < 0.5

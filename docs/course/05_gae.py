@@ -37,7 +37,7 @@ def make_env(args: Args) -> gym.Env:
 
 def make_envs(args: Args) -> gym.vector.VectorEnv:
     """N environments stepped together: observations (N, D), rewards (N,)."""
-    how = {"autoreset_mode": gym.vector.AutoresetMode.DISABLED, "copy": False}  # train() copies
+    how = {"autoreset_mode": gym.vector.AutoresetMode.DISABLED, "copy": False}
     return gym.vector.SyncVectorEnv([lambda: make_env(args)] * args.num_envs, **how)
 
 
