@@ -1,5 +1,6 @@
 """The programs that measure: what they keep, and what they say of it."""
 
+import experiments
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -76,6 +77,7 @@ def test_curves_that_have_no_episode_in_a_part_are_straight_there():
 def test_what_is_measured_is_kept(tmp_path, monkeypatch):
     """Runs that train and one that stops; what an older table lacks stays empty, a curve without
     its row is measured again, all else is not."""
+    monkeypatch.setattr(experiments, "UNDERWAY", tmp_path / "underway")
     tiny = "ppo.py --env-id hidden:CartPoleHidden-v1 --total-timesteps 1024 --eval-episodes 1"
     stop = [["def main(", "sys.exit('error: all is lost; what to do')\n\n\ndef main("]]
     variants = {"a, b": tiny, "stops": tiny}
@@ -97,10 +99,38 @@ def test_what_is_measured_is_kept(tmp_path, monkeypatch):
     assert summary("tiny", "sampled").splitlines()[-1] == (
         "| stops | 7.00 | one run |  | 7.0 | 0.50 |"
     )
+    assert not list((tmp_path / "underway").iterdir())
     (tmp_path / "tiny.csv").unlink()
     experiment.variants.pop("a, b")
     measure("tiny", jobs=1)
     assert tables.read("tiny")["stopped"].tolist() == ["all is lost; what to do"]
+
+
+def test_a_run_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    """Stopped by Ctrl-C in training, it is taken as it stands; then it is resumed, its log is
+    whole, and its row replaces the unfinished one. Stopped in its evaluation, only that is done."""
+    monkeypatch.setattr(experiments, "UNDERWAY", tmp_path / "underway")
+    tiny = "ppo.py --total-timesteps 4096 --checkpoint-every 0 --eval-episodes 1"
+    monkeypatch.setitem(EXPERIMENTS, "tiny", Experiment({"a": tiny}, range(1, 2)))
+    halt = [["for iteration in bar:", "for iteration in bar:\n        if iteration == 5: 1 / 0"]]
+    EXPERIMENTS["tiny"].edits["a"] = halt
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        measure("tiny", jobs=1)
+    experiments.so_far("tiny")
+    (row,) = tables.read("tiny").to_dict("records")
+    assert row["steps"] == 4 * 512 and row["unfinished"] == "yes" and row["sittings"] == 1
+    assert tables.read("tiny-curves")["step"].max() <= 4 * 512
+
+    EXPERIMENTS["tiny"].edits["a"] = [["def evaluate(", "def evaluate(*_): 1 / 0\n\n\ndef _("]]
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        measure("tiny", jobs=1)
+    EXPERIMENTS["tiny"].edits.clear()
+    measure("tiny", jobs=1)
+    (row,) = tables.read("tiny").to_dict("records")
+    assert row["steps"] == 4096 and row["unfinished"] != "yes" and row["sittings"] == 3
+    assert row["sampled"] > 0 and 0 < row["first"] < row["window"] and row["seconds"] > 1
+    steps = tables.read("tiny-curves")["step"]
+    assert steps.is_unique and 4000 < steps.max() <= 4096
 
 
 def test_cartpole_without_its_velocities():

@@ -37,17 +37,66 @@ MUJOCO = "HalfCheetah-v4 Walker2d-v4 Hopper-v4 InvertedPendulum-v4 Pusher-v5 Hum
 LIMITED = "HalfCheetah-v4 Walker2d-v4 Hopper-v4 Pusher-v5".split()  # tried both ways
 PENDULUM = "ppo_continuous.py --env-id Pendulum-v1 --total-timesteps 400000 --eval-episodes 100"
 HIDDEN = "ppo.py --env-id hidden:CartPoleHidden-v1 --total-timesteps 1000000"
+LUNAR = "ppo.py --env-id LunarLander-v3 --total-timesteps 1000000"
+AS_DEATHS = " --no-bootstrap-truncation"
 ACROBOT = (
     "ppo.py --env-id Acrobot-v1 --total-timesteps 150016 --eval-episodes 0 --learning-rate 0.005"
 )
 BASELINES_V2 = "openai/baselines, on v2"
 BREAKS = tomllib.loads((DOCS / "symptoms.toml").read_text())["break"]  # ways to break ppo.py
 PLAYED = ["core-01"]  # without it long episodes are never whole: games after training are compared
+# What CleanRL's scripts, written for Gymnasium 0.29, need for 1.4: its reset within the step that
+# ends an episode, a mask for the ends, and the space that a wrapper leaves.
+GYM_1_4 = [
+    [
+        "for i in range(args.num_envs)]",
+        "for i in range(args.num_envs)], autoreset_mode=gym.vector.AutoresetMode.SAME_STEP",
+    ],
+    [
+        'for info in infos["final_info"]:',
+        'ends = infos["final_info"]["episode"]\n'
+        "                for i in np.flatnonzero(terminations | truncations):\n"
+        '                    info = {"episode": {k: ends[k][i] for k in "rl"}}',
+    ],
+]
+GYM_1_4_CLIP = [["np.clip(obs, -10, 10))", "np.clip(obs, -10, 10), env.observation_space)"]]
+RATES = {"": 1, ", 4 times the rate": 4, ", 16 times the rate": 16}  # the learning rate's
+STRESSED = [
+    n for n in registry() if n.startswith("core") and n != "core-12"
+]  # which changes nothing
 COURSE = sorted((DOCS / "course").glob("*.py"))
 
 
 def details_of(group: str) -> list[str]:
     return [name for name in registry() if name.startswith(group)]
+
+
+def cleanrl(envs: list[str], flags: str, seeds: range) -> Experiment:
+    """CleanRL's own script with its defaults, which are ours."""
+    script = "ppo_continuous_action.py" if "-v4" in envs[0] else "ppo.py"
+    edits = GYM_1_4 + GYM_1_4_CLIP * ("-v4" in envs[0])
+    return Experiment(
+        variants={env: f"cleanrl/{script} --env-id {env} {flags}" for env in envs},
+        seeds=seeds,
+        edits=dict.fromkeys(envs, edits),
+    )
+
+
+def stress(script: str, envs: list[str], ids: list[str], seeds: range) -> Experiment:
+    """Each detail with and without, at several learning rates; the clip with more epochs, too."""
+    rate, found = {"ppo.py": 2.5e-4, "ppo_continuous.py": 3e-4}[script], {}
+    for env in envs:
+        for name, times in RATES.items():
+            found[env + name] = f"{script} --env-id {env} --learning-rate {rate * times:g}"
+    steps = " --total-timesteps 200000"
+    one = ablation({case: command + steps for case, command in found.items()}, ids, seeds)
+    epochs = {f"{case}, 16 epochs": f"{c}{steps} --update-epochs 16" for case, c in found.items()}
+    two = ablation(epochs, ["core-08"], seeds)
+    both = Experiment(one.variants | two.variants, seeds, edits=one.edits | two.edits)
+    both.ablated = one.ablated | {"core-08": one.ablated["core-08"] + two.ablated["core-08"]}
+    both.logged |= {"clipfrac": "losses/clipfrac", "grad_norm": "losses/grad_norm"}
+    both.since, both.may_stop, both.bins = 0.0, True, 0
+    return both
 
 
 def ablation(cases: dict[str, str], ids: list[str], seeds: range) -> Experiment:
@@ -68,15 +117,15 @@ EXPERIMENTS = {
     "classic": Experiment(
         variants={
             "CartPole-v1": "ppo.py --env-id CartPole-v1",
-            "CartPole-v1 no bootstrap": "ppo.py --env-id CartPole-v1 --no-bootstrap-truncation",
+            "CartPole-v1 limits as deaths": "ppo.py --env-id CartPole-v1 --no-bootstrap-truncation",
             "Acrobot-v1": "ppo.py --env-id Acrobot-v1",
-            "Acrobot-v1 no bootstrap": "ppo.py --env-id Acrobot-v1 --no-bootstrap-truncation",
+            "Acrobot-v1 limits as deaths": "ppo.py --env-id Acrobot-v1 --no-bootstrap-truncation",
             "MountainCar-v0": "ppo.py --env-id MountainCar-v0",
         },
         seeds=range(1, 11),
         figures={
-            "CartPole-v1": ["CartPole-v1", "CartPole-v1 no bootstrap"],
-            "Acrobot-v1": ["Acrobot-v1", "Acrobot-v1 no bootstrap"],
+            "CartPole-v1": ["CartPole-v1", "CartPole-v1 limits as deaths"],
+            "Acrobot-v1": ["Acrobot-v1", "Acrobot-v1 limits as deaths"],
             "MountainCar-v0": ["MountainCar-v0"],
         },
         # 500,000 steps, 3 seeds: docs/benchmark/ppo.md and docs/rl-algorithms/ppo.md of CleanRL.
@@ -91,12 +140,12 @@ EXPERIMENTS = {
         variants={
             **{env: f"ppo_continuous.py --env-id {env}" for env in MUJOCO},
             **{
-                f"{env} no bootstrap": f"ppo_continuous.py --env-id {env} --no-bootstrap-truncation"
+                f"{env} limits as deaths": f"ppo_continuous.py --env-id {env}{AS_DEATHS}"
                 for env in LIMITED
             },
         },
         seeds=range(1, 6),
-        figures={env: [env, f"{env} no bootstrap"][: 1 + (env in LIMITED)] for env in MUJOCO},
+        figures={env: [env, f"{env} limits as deaths"][: 1 + (env in LIMITED)] for env in MUJOCO},
         # 1,000,000 steps, 3 seeds: docs/benchmark/ppo_continuous_action.md of CleanRL; the blog
         # post's table of the official code, on v2 of the environments.
         published={
@@ -114,10 +163,12 @@ EXPERIMENTS = {
             "Pendulum-v1": f"{PENDULUM} --num-envs 4 --num-steps 512 --gamma 0.95"
             " --learning-rate 0.001",
             "Pendulum-v1, defaults": PENDULUM,
-            "Pendulum-v1, defaults, no bootstrap": f"{PENDULUM} --no-bootstrap-truncation",
+            "Pendulum-v1, defaults, limits as deaths": f"{PENDULUM} --no-bootstrap-truncation",
         },
         seeds=range(1, 4),
-        figures={"Pendulum-v1": ["Pendulum-v1, defaults", "Pendulum-v1, defaults, no bootstrap"]},
+        figures={
+            "Pendulum-v1": ["Pendulum-v1, defaults", "Pendulum-v1, defaults, limits as deaths"]
+        },
     ),
     # CartPole without its velocities: what memory is for.
     "memory": Experiment(
@@ -182,6 +233,20 @@ EXPERIMENTS = {
         {"BreakoutNoFrameskip-v4": "ppo_atari.py --total-timesteps 500000 --bf16"},
         ids=details_of("atari"),
         seeds=range(1, 4),
+    ),
+    # The same with larger steps: what a detail is worth where PPO is hard pressed.
+    "stress-core": stress(
+        "ppo.py", ["CartPole-v1", "Acrobot-v1"], [*STRESSED, "extra-01"], range(1, 11)
+    ),
+    # CleanRL's own scripts, from a checkout: --cleanrl PATH.
+    "cleanrl-classic": cleanrl(["CartPole-v1", "Acrobot-v1"], "", range(1, 11)),
+    "cleanrl-lunar": cleanrl(["LunarLander-v3"], "--total-timesteps 1000000", range(1, 11)),
+    "cleanrl-mujoco": cleanrl(["HalfCheetah-v4", "Walker2d-v4", "Hopper-v4"], "", range(1, 6)),
+    # A task whose episodes can be drawn out until the time limit.
+    "lunar": Experiment(
+        variants={"LunarLander-v3": LUNAR, "LunarLander-v3 limits as deaths": LUNAR + AS_DEATHS},
+        seeds=range(1, 11),
+        figures={"LunarLander-v3": ["LunarLander-v3", "LunarLander-v3 limits as deaths"]},
     ),
     # The steps of the course. The last trains the weights of ppo.py bit for bit, says a test.
     "course": Experiment(

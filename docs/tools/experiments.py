@@ -1,23 +1,24 @@
 """Run an experiment of experiment_list.py again: python docs/tools/experiments.py classic
 
 Trains every variant with every seed, two runs side by side with one thread each, then draws the
-figures. A run that is in docs/results/NAME.csv already is not repeated: stop it and start it again
-as you like; --again forgets what is there and measures all of it anew. --adopt RUN takes a run
-folder, trained in pieces or stopped early, for the only variant that has its environment. What it
-writes:
+figures. Stop it and start it again as you like: a run that is in docs/results/NAME.csv already is
+not repeated, one that was under way goes on from its last checkpoint (in runs/, in a folder of its
+own until it is done). --again forgets what is there and measures all of it anew. --so-far also
+writes the rows of unfinished runs, which are replaced when those end. What it writes:
 
-    docs/results/NAME.csv         a row per run: its score (mean return of the last 100 training
-                                  episodes), evaluation, log, and where the numbers come from
+    docs/results/NAME.csv         a row per run: its scores (the mean return of the last 100
+                                  training episodes, and `window`, of those that ended in the last
+                                  tenth of the steps), evaluation, log, where the numbers come from
     docs/results/NAME-curves.csv  a row per run and part of it: mean return of its episodes
-    docs/figures/NAME-*.svg       every seed thin, their mean thick, its 95% bootstrap interval
+    docs/figures/NAME-*.svg       every seed thin, their mean thick, its 95% interval
 """
 
 import argparse
 import os
 import re
+import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,40 +29,66 @@ import numpy as np
 import pandas as pd
 import results
 import tables
-import torch
 from details import DOCS, ROOT, edited
 from experiment_list import EXPERIMENTS, Experiment
 from provenance import provenance
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+COLUMNS = ["score", "spread", "steps", "window", "first", "sampled", "greedy"]
+UNDERWAY = ROOT / "runs" / "experiments"
 
-def run(experiment: Experiment, variant: str, seed: int) -> tuple[dict, list[dict]]:
-    """Train once, in a folder of its own: a row of results and the rows of its curve."""
+
+def launch(script: Path, *flags: str) -> subprocess.CompletedProcess:
+    """Run a script in its own folder, with one thread."""
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(DOCS / "tools")}
+    command = [sys.executable, script, *flags]
+    return subprocess.run(command, cwd=script.parent, env=env, capture_output=True, text=True)
+
+
+def folder_of(name: str, variant: str, seed: int) -> Path:
+    return UNDERWAY / re.sub(r"[^\w.-]+", "-", f"{name} {variant} {seed}")
+
+
+def sittings(folder: Path) -> list[float]:
+    """Seconds that a run folder was trained in, per sitting: each writes a file of events."""
+    logs = sorted(folder.glob("runs/*/events.out.tfevents.*"))
+    return [log.stat().st_mtime - int(log.name.split(".")[3]) for log in logs]
+
+
+def run(name: str, variant: str, seed: int, checkout: Path | None) -> tuple[dict, list[dict]]:
+    """Train once, or go on with it: a row of results and the rows of its curve."""
+    experiment, folder = EXPERIMENTS[name], folder_of(name, variant, seed)
     script, *flags = experiment.variants[variant].split()
-    source = edited((ROOT / script).read_text(), experiment.edits.get(variant, []), variant)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, Path(script).name)
-        path.write_text(source)
-        start = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, path, *flags, "--seed", str(seed)],
-            cwd=folder,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(DOCS / "tools")},
-            capture_output=True,
-            text=True,
-        )
-        origin = provenance(time.perf_counter() - start)
-        said = re.findall(r"^error: (.+)", done.stderr, re.MULTILINE)
-        if experiment.may_stop and done.returncode == 1 and said:  # stopped by itself
-            return {"stopped": said[-1], **origin}, []
-        if done.returncode:
-            raise RuntimeError(f"{variant}, seed {seed} failed:\n{done.stderr}")
-        if "course/" in script:
-            row, curve = printed(done.stdout)
-            return row | origin, curve
-        path = Path(folder, re.search(r"into (runs/\S+)", done.stdout)[1])
-        row, curve = collect(experiment, path, done.stdout)
-        return row | origin, curve
+    path = ROOT / script
+    if script.startswith("cleanrl/"):
+        if checkout is None:
+            sys.exit(f"error: {variant} needs a checkout of CleanRL: give --cleanrl PATH")
+        path = checkout / script
+    begun = list(folder.glob("runs/*/checkpoint.pt"))
+    if not begun:  # nothing that could go on
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    copy = folder / path.name
+    copy.write_text(edited(path.read_text(), experiment.edits.get(variant, []), variant))
+    before, start = sittings(folder), time.perf_counter()
+    if begun:
+        done = launch(copy, "--resume", str(begun[0].parent))
+        if "is trained to its end" in done.stderr:  # stopped while it was evaluated
+            done = launch(copy, "--evaluate", str(begun[0].parent))
+    else:
+        done = launch(copy, *flags, "--seed", str(seed))
+    origin = provenance(sum(before) + time.perf_counter() - start)
+    origin |= {"sittings": len(before) + 1}
+    said = re.findall(r"^error: (.+)", done.stderr, re.MULTILINE)
+    if experiment.may_stop and done.returncode == 1 and said:  # stopped by itself
+        row, curve = {"stopped": said[-1]}, []
+    elif done.returncode:
+        raise RuntimeError(f"{variant}, seed {seed} failed:\n{done.stderr}")
+    elif "course/" in script:
+        row, curve = printed(done.stdout)
+    else:
+        row, curve = collect(experiment, folder, done.stdout)
+    return row | origin, curve
 
 
 def printed(said: str) -> tuple[dict, list[dict]]:
@@ -73,70 +100,78 @@ def printed(said: str) -> tuple[dict, list[dict]]:
     return {"score": found[-1][1]}, curve
 
 
-def collect(experiment: Experiment, path: Path, printed: str) -> tuple[dict, list[dict]]:
-    """The row and the curve of a run folder; `printed`: what an evaluation of it said."""
-    checkpoint = torch.load(path / "checkpoint.pt", weights_only=True)
+def collect(experiment: Experiment, folder: Path, printed: str) -> tuple[dict, list[dict]]:
+    """The row and the curve of the run in a folder; `printed`: what an evaluation of it said."""
+    (path,) = folder.glob("runs/*/")
     log = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
-    returns = checkpoint["returns"] or [np.nan]  # of the last 100 training episodes
-    row = {"score": np.mean(returns), "spread": np.std(returns)}
+    tag, total = "charts/episodic_return", log.Scalars("losses/value_loss")[-1].step
+    points = pd.DataFrame(log.Scalars(tag) if tag in log.Tags()["scalars"] else [])
+    if points.empty:  # no episode was whole
+        points = pd.DataFrame({"step": [total], "value": [np.nan]})
+    last = points["value"].iloc[-100:]
+    row = {"score": last.mean(), "spread": last.std(ddof=0), "steps": total}
+    row["window"] = points["value"][points["step"] > 0.9 * total].mean()
+    row["first"] = points["value"][points["step"] <= 0.04 * total].mean()
     row |= {m: float(v) for m, v in re.findall(r"(\w+): return (\S+) \+-", printed)}
     for column, tag in experiment.logged.items():
         numbers = [event.value for event in log.Scalars(tag)]
         row[column] = np.mean(numbers[int(len(numbers) * experiment.since) :])
-    tag, total = "charts/episodic_return", log.Scalars("losses/value_loss")[-1].step
-    episodes = log.Scalars(tag) if tag in log.Tags()["scalars"] else []
-    if not (episodes and experiment.bins):
+    if not experiment.bins:
         return row, []
-    points = pd.DataFrame(episodes)
     part = np.ceil(points["step"] * experiment.bins / total).astype(int)
-    curve = points["value"].groupby(part * total // experiment.bins).mean()
+    curve = points["value"].groupby(part * total // experiment.bins).mean().dropna()
     return row, [{"step": step, "return": value} for step, value in curve.items()]
 
 
 def keep(name: str, key: dict, row: dict, curve: list[dict]) -> None:
-    """The row last: what is in the table is whole."""
-    if curve:
-        tables.append(f"{name}-curves", [key | point for point in curve])
-    columns = ["score", "spread", "sampled", "greedy", *EXPERIMENTS[name].logged, "stopped"]
-    tables.append(name, [key | dict.fromkeys(columns) | row])
+    """Put a run into the tables, in place of an unfinished row of its own. The row is written
+    last: what is in the table is whole."""
+    for part, rows in ((f"{name}-curves", [key | point for point in curve]), (name, [key | row])):
+        old = tables.read(part, dtype=str)
+        same = (old["variant"] == key["variant"]) & (old["seed"] == str(key["seed"]))
+        if same.any():
+            tables.write(part, old[~same])
+        if rows:
+            tables.append(part, rows)
 
 
-def measure(name: str, jobs: int) -> None:
+def whole(runs: pd.DataFrame) -> pd.DataFrame:
+    """The rows of runs that are done."""
+    return runs[runs["unfinished"].isna()] if "unfinished" in runs else runs
+
+
+def measure(name: str, jobs: int, checkout: Path | None = None) -> None:
     """Run what is missing, `jobs` at a time; each result is kept as soon as it is there."""
     experiment, lock = EXPERIMENTS[name], Lock()
-    runs, points = tables.read(name), tables.read(f"{name}-curves", dtype={"return": str})
+    runs = whole(tables.read(name))
     have = set(zip(runs["variant"], runs["seed"]))
-    whole = [key in have for key in zip(points["variant"], points["seed"])]
-    if not all(whole):  # a kill between the two tables left a curve: it is measured anew
-        tables.write(f"{name}-curves", points[whole])
     every = [(variant, seed) for seed in experiment.seeds for variant in experiment.variants]
 
     def one(job: tuple[str, int]) -> None:
         variant, seed = job
-        row, curve = run(experiment, variant, seed)
+        row, curve = run(name, variant, seed, checkout)
         with lock:
-            keep(name, {"variant": variant, "seed": seed}, row, curve)
+            columns = [*COLUMNS, *experiment.logged, "stopped"]
+            keep(name, {"variant": variant, "seed": seed}, dict.fromkeys(columns) | row, curve)
             have.add(job)
             said = row.get("stopped") or f"{row['score']:.2f}"
             print(f"{len(have)} of {len(every)}: {variant}, seed {seed}: {said}", flush=True)
+        shutil.rmtree(folder_of(name, variant, seed))
 
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(one, [job for job in every if job not in have]))
 
 
-def adopt(name: str, path: Path) -> None:
-    """Evaluate a run folder and take it into the tables."""
-    checkpoint = torch.load(path / "checkpoint.pt", weights_only=True)
-    script, settings = checkpoint["script"], checkpoint["args"]
-    (variant,) = (v for v in EXPERIMENTS[name].variants if v == settings["env_id"])
-    key = {"variant": variant, "seed": settings["seed"]}
-    runs = tables.read(name)
-    if ((runs["variant"] == variant) & (runs["seed"] == settings["seed"])).any():
-        sys.exit(f"error: {variant}, seed {settings['seed']} is there already: start with --again")
-    command = [sys.executable, ROOT / f"{script}.py", "--evaluate", path]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    row, curve = collect(EXPERIMENTS[name], path, done.stdout)
-    keep(name, key, row | provenance(None), curve)  # nobody timed it
+def so_far(name: str) -> None:
+    """Take what unfinished runs have logged into the tables."""
+    experiment = EXPERIMENTS[name]
+    for variant in experiment.variants:
+        for seed in experiment.seeds:
+            if spent := sittings(folder := folder_of(name, variant, seed)):
+                row, curve = collect(experiment, folder, "")
+                row |= provenance(sum(spent)) | {"sittings": len(spent), "unfinished": "yes"}
+                keep(name, {"variant": variant, "seed": seed}, row, curve)
+                print(f"{variant}, seed {seed}: {row['steps']:,} steps, {row['score']:.2f}")
 
 
 if __name__ == "__main__":
@@ -144,15 +179,16 @@ if __name__ == "__main__":
     parser.add_argument("name", choices=EXPERIMENTS)
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
     parser.add_argument("--again", action="store_true", help="forget what was measured before")
-    parser.add_argument("--adopt", type=Path, metavar="RUN", help="take this run folder instead")
+    parser.add_argument("--so-far", action="store_true", help="take what unfinished runs have")
+    parser.add_argument("--cleanrl", type=Path, metavar="PATH", help="a checkout of CleanRL")
     args = parser.parse_args()
     if args.again:
         for part in ("", "-curves"):
             (tables.RESULTS / f"{args.name}{part}.csv").unlink(missing_ok=True)
-    if args.adopt:
-        adopt(args.name, args.adopt)
+    if args.so_far:
+        so_far(args.name)
     else:
-        measure(args.name, args.jobs)
+        measure(args.name, args.jobs, args.cleanrl)
     figures.draw(args.name)
     if not EXPERIMENTS[args.name].may_stop:
         print(results.summary(args.name))

@@ -46,7 +46,7 @@ def scores(name: str) -> str:
     scores, rows = runs(name).set_index("variant")["score"], []
     for variant, published in EXPERIMENTS[name].published.items():
         ours, as_deaths = (
-            scores[scores.index == which] for which in (variant, f"{variant} no bootstrap")
+            scores[scores.index == which] for which in (variant, f"{variant} limits as deaths")
         )
         if ours.empty:
             continue
