@@ -172,8 +172,8 @@ class Gaussian:
 
 
 # [extra-03 1/3] Statistics saved with the agent, frozen in evaluation
-# A policy is useless on inputs scaled otherwise than in training. Before any data: mean 0, variance
-# 1, weighing as much as 1e-4 rows. Source: common/running_mean_std.py#L12-L33.
+# A policy is useless on inputs scaled otherwise than in training. Before any data: mean 0,
+# variance 1, with the weight of 1e-4 rows. Source: common/running_mean_std.py#L12-L33.
 class RunningMeanStd(nn.Module):
     """Mean and variance, m2 / count, of all rows (*shape) counted so far, in NumPy's float64."""
 
@@ -210,9 +210,8 @@ class Agent(nn.Module):
 
         # [continuous-02 1/2] State-independent log standard deviation
         # One learned number per component, std 1 at first. Source: common/distributions.py#L104.
-        self.log_std = nn.Parameter(torch.zeros(math.prod(action_space.shape)))
-
         # [extra-03 2/3] Statistics saved with the agent, frozen in evaluation
+        self.log_std = nn.Parameter(torch.zeros(math.prod(action_space.shape)))
         self.obs_stats, self.return_stats = RunningMeanStd(obs_space.shape), RunningMeanStd(())
 
         # [core-13] Separate networks for policy and value function
@@ -304,7 +303,6 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
     current_obs, _ = envs.reset(seed=env_seeds)  # (N, D)
 
     # [continuous-06 2/3] Observation normalization
-    # Count, then normalize: so is current_obs here, and at the end of each step.
     # [continuous-08 1/2] Reward scaling
     agent.obs_stats.update(current_obs)
     current_obs = agent.normalize(current_obs)
@@ -463,7 +461,6 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
 
         # [continuous-02 2/2] State-independent log standard deviation
         # [continuous-05 2/3] Clipped for the environment, stored unclipped
-        # The std falls as the policy grows sure; more is clipped as it presses against the bounds.
         metrics["debug/action_std"] = agent.log_std.exp().mean().item()
         sampled = actions.reshape(-1, *box.shape)
         metrics["debug/clipped_actions"] = (sampled != sampled.clip(box.low, box.high)).mean()
