@@ -11,12 +11,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
+import annotate
 import book
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from annotate import MATH
 from details import ROOT, SCRIPTS, markers
 from harness import load
 
@@ -84,10 +84,20 @@ def test_formulas(site):
     """Every formula of a page is there as MathML, with its LaTeX nowhere left."""
     for name, (_, text) in book.pages().items():
         plain = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
-        formulas = len(MATH.findall(plain))
+        formulas = len(annotate.MATH.findall(plain))
         written = (site / f"{name}.html").read_text()
         assert written.count("<math") == formulas, name
         assert "arithmatex" not in written and r"\(" not in unescape(written.split("</main>")[0])
+    index = json.loads((site / "search.json").read_text())["items"]
+    texts = " ".join(entry["text"] for entry in index)
+    assert r"\(" not in texts and r"\frac" not in texts and "V(s_t)" in texts
+
+
+def test_headings_carry_the_ids_that_links_lead_to(site):
+    """The contents list of a page highlights what it links to."""
+    written = (site / "ppo.html").read_text()
+    assert '<h3 id="core-07">' in written and 'href="#core-07"' in written
+    assert written.count("<details") == written.count("<summary>") >= 19
 
 
 def test_excerpts_count_lines_as_their_script_does(site):
@@ -113,32 +123,70 @@ def look(page: Path, script: str, width: int):
     return json.loads(unescape(re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)[1]))
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_block_of_the_lesson_is_explained(script):
+    """By a marker, or by docs/site/blocks.toml; each entry of that fits somewhere."""
+    source = (ROOT / script).read_text()
+    lesson = source[: source.index("# ------------------------ Running it")].splitlines()
+    known = set(annotate.explained(source))
+    for found in markers(source).values():
+        for site in found:
+            known |= set(range(site["first"], site["last"] + 1))
+    begin = next(n for n, line in enumerate(lesson, 1) if line.startswith("import fcntl"))
+    inside = 0  # the indentation that an explained definition governs
+    for number, line in list(enumerate(lesson, 1))[begin - 1 :]:
+        indent = len(line) - len(line.lstrip())
+        inside = inside if (line.strip() and indent >= inside) or not line.strip() else 0
+        begins = line.strip() and not lesson[number - 2].strip()
+        if begins and not inside and not re.match(r"# -+ |import gym|import ale", line):
+            same = line.strip().startswith("@property")  # said once
+            same |= line.strip().startswith("# ---") and number + 1 in known
+            assert number in known or same, f"{script}:{number}: {line}"
+        if number in known and line.startswith("class "):
+            inside = indent + 4
+
+
+def test_explanations_of_blocks_are_used():
+    texts = [(ROOT / script).read_text() for script in SCRIPTS]
+    used = {said for text in texts for said in annotate.explained(text).values()}
+    assert {block["says"] for block in annotate.blocks()} == used
+
+
 @needs_browser
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_explanations_stand_beside_their_lines(site, script):
-    rows = """return [...document.querySelectorAll(".note")].map(note => {
+    """In the shell of the site: wide, beside lines that have no gaps, and never one over another;
+    on a phone above them."""
+    rows = """await new Promise(done => setTimeout(done, 500));
+    const notes = [...document.querySelectorAll(".note")].map(note => {
         const line = note.closest(".row").querySelector(".line");
-        const parts = [note, line, note.closest(".row").querySelector(".code")];
+        const parts = [note, line, note.closest(".row").querySelector(":scope > pre")];
         const [a, b, column] = parts.map(part => part.getBoundingClientRect());
-        return {name: note.dataset.detail, line: +line.id.slice(1),
-                text: line.innerText, box: [a.left, a.top, a.bottom], code: [column.right, b.top]};
-    })"""
+        return {name: note.dataset.detail, line: +line.id.slice(1), text: line.innerText,
+                box: [a.left, a.top, a.bottom], code: [column.right, b.top]};
+    });
+    const tops = [...document.querySelectorAll(".line")].map(e => e.getBoundingClientRect().top);
+    const where = [...document.querySelectorAll(".where .here")].map(e => e.innerText);
+    return {notes, tops, where, nav: document.querySelectorAll(".md-nav__link").length}"""
     page = site / "source" / f"{Path(script).stem}.html"
     source = (ROOT / script).read_text()
     sites = {(name, s["first"]) for name, found in markers(source).items() for s in found}
     for width in (WIDE, PHONE):
-        notes = look(page, rows, width)
-        assert {(note["name"], note["line"]) for note in notes} == sites
-        first = {}  # several notes may stand beside one line, one below the other
+        found = look(page, rows, width)
+        notes, tops = found["notes"], found["tops"]
+        assert {(n["name"], n["line"]) for n in notes if "name" in n} == sites
+        assert found["where"] == ["Settings"] and found["nav"] > 15
+        gaps = np.diff(tops)
+        free = 0
         for note in notes:
-            first.setdefault(note["line"], note)
             assert source.splitlines()[note["line"] - 1].strip() in note["text"]
-        for note in first.values():
             (left, top, bottom), (right, line) = note["box"], note["code"]
             if width == WIDE:
-                assert left >= right and abs(top - line) < 20
+                assert left >= right and gaps.max() - gaps.min() < 1
+                assert top >= free and line - 5 <= top <= max(free, line) + 30
             else:
                 assert left < 30 and bottom <= line
+            free = bottom
 
 
 @needs_browser

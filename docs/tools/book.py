@@ -2,23 +2,32 @@
 
 Makes site/html/index.html and all that it links to, from README.md, docs/*.md and the scripts. It
 needs no server and no network: open it from disk. Formulas become MathML, which browsers draw by
-themselves; a link to a script leads to its annotated source, a link to another file to a copy.
+themselves; their font is STIX Two Math, cut down to the characters of formulas. A link to a script
+leads to its annotated source, a link to another file to a copy.
 """
 
 import html
+import json
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import annotate
-from details import DOCS, ROOT
+from details import DOCS, ROOT, SCRIPTS
 
 SITE = ROOT / "site"
 LINK = re.compile(r"(?<=\]\()(?!http|#)([^)\s#]+)(?:#([\w-]+))?(?=\))")
 # The link above an excerpt says with which line it begins.
 EXCERPT = re.compile(r"(\[\w+\.py:(\d+)-\d+\]\([^)]*\)\n\n```python)")
+ANCHORED = re.compile(r'^<a id="([\w-]+)"></a>\n(#+ .+)$', re.MULTILINE)
+SOURCE = re.compile(r'<div data-source="(.+?)"></div>')
+TABLE = "| script | for | adds |\n| --- | --- | --- |\n"  # the README's, of the five scripts
+ROW = re.compile(r"^\| \[(\w+\.py)\]\(source/(\w+)\.html\) \| (.+) \| (.+) \|$", re.MULTILINE)
+ASSETS = ("book.css", "book.js", "play.js", "iframe-worker.js", "math.woff2")
 MATH = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]\s*</\1>', re.DOTALL)
 
 
@@ -39,7 +48,30 @@ def staged(path: Path, text: str) -> tuple[str, set[Path]]:
         return f"files/{target}"
 
     text = EXCERPT.sub(r'\1 linenums="\2"', text)
-    return LINK.sub(retarget, text), files
+    text = ANCHORED.sub(r"\2 { #\1 }", text)  # the contents list follows ids of headings
+    text = LINK.sub(retarget, text)
+    if f"{path.stem}.py" in SCRIPTS:
+        switch = f"*page* | [annotated source](source/{path.stem}.html)"
+        text = text.replace("\n", f"\n\n{switch}\n{{ .switch }}\n", 1)  # after the title
+    if path == ROOT / "README.md":
+        text = ROW.sub(card, text).replace(TABLE, "")
+    return text, files
+
+
+def card(match: re.Match) -> str:
+    """A row of the README's table of scripts, as a card."""
+    name, stem, what, adds = match.groups()
+    ways = f"[page]({stem}.md) | [annotated source](source/{stem}.html)"
+    return f'<div class="card" markdown="1">\n**{name}**\n\n{what}\n\n{adds}\n\n{ways}\n</div>\n'
+
+
+def source_page(script: Path) -> str:
+    """The page of an annotated source, without the source: it is put in when all else is built."""
+    page = " | *annotated source*\n{ .switch }\n" if f"{script}" in SCRIPTS else ""
+    switch = f"\n[page](../{script.stem}.html){page}" if page else ""
+    head = f"---\ntitle: {script.name}, {'annotated' if page else 'source'}\nhide: [toc]\n"
+    head += "search:\n  exclude: true\n---\n"
+    return f'{head}\n# {script.name}\n{switch}\n<div data-source="{script}"></div>\n'
 
 
 def name_of(path: Path) -> str:
@@ -60,6 +92,29 @@ def formula(match: re.Match) -> str:
     return annotate.mathml(html.unescape(match[2]), block=match[1] == "div")
 
 
+def plain(entry: dict) -> dict:
+    """An entry of the search, its formulas as plain text."""
+
+    def text(match: re.Match) -> str:
+        latex = html.unescape(html.unescape(match[1] or match[2]))  # it is escaped twice
+        math = ElementTree.fromstring(annotate.mathml(latex, block=False))
+        return html.escape("".join(spelled(math)))
+
+    return entry | {
+        "text": re.sub(r"\\\((.+?)\\\)|\\\[(.+?)\\\]", text, entry["text"], flags=re.DOTALL)
+    }
+
+
+def spelled(element: ElementTree.Element) -> Iterator[str]:
+    """The characters of a formula, with _ and ^ where it has indices."""
+    marks = {"msub": "_", "msup": "^", "msubsup": "_^", "mfrac": "/"}
+    mark = marks.get(element.tag.split("}")[-1], "")
+    yield element.text or ""
+    for place, child in enumerate(element):
+        yield mark[place - 1] if 0 < place <= len(mark) else ""
+        yield from spelled(child)
+
+
 def main(site: Path = SITE) -> None:
     shutil.rmtree(site, ignore_errors=True)
     stage, linked = site / "pages", set()
@@ -70,19 +125,25 @@ def main(site: Path = SITE) -> None:
         linked |= files
     for target in linked:
         if target.suffix == ".py":
-            (stage / "source" / f"{target.stem}.html").write_text(annotate.page(str(target)))
+            (stage / "source" / f"{target.stem}.md").write_text(source_page(target))
         else:
             (stage / "files" / target).parent.mkdir(parents=True, exist_ok=True)
             if (ROOT / target).is_dir():
                 shutil.copytree(ROOT / target, stage / "files" / target, dirs_exist_ok=True)
             else:
                 shutil.copy(ROOT / target, stage / "files" / target)
-    for name in ("zensical.toml", "book.css", "play.js", "iframe-worker.js"):
-        shutil.copy(DOCS / "site" / name, site if name.endswith("toml") else stage)
+    shutil.copy(DOCS / "site" / "zensical.toml", site)
+    for name in ASSETS:
+        shutil.copy(DOCS / "site" / name, stage)
     command = [sys.executable, "-m", "zensical", "build", "--strict", "-f", "zensical.toml"]
     subprocess.run(command, cwd=site, check=True)
-    for path in (site / "html").glob("*.html"):
-        path.write_text(MATH.sub(formula, path.read_text()))
+    for path in (site / "html").rglob("*.html"):
+        text = SOURCE.sub(lambda match: annotate.page(match[1]), path.read_text())
+        path.write_text(MATH.sub(formula, text))
+    index = json.loads((site / "html" / "search.json").read_text())
+    index["items"] = [plain(entry) for entry in index["items"]]
+    for name, start in (("search.json", ""), ("search.js", "var __index = ")):
+        (site / "html" / name).write_text(start + json.dumps(index))
 
 
 if __name__ == "__main__":
