@@ -115,7 +115,7 @@ def test_annotated_source(script):
     assert beside == {name: [site["first"] for site in found] for name, found in sites.items()}
     notes = re.sub(r"<pre>.*?</pre>", "", whole, flags=re.DOTALL)
     assert "<math" in notes and "$" not in re.sub(r"<style>.*?</style>|<code>.*?</code>", "", notes)
-    assert all(f"<strong>{word}.</strong>" in notes for word in ("What", "Why"))
+    assert notes.count("<strong>Why.</strong>") == len(sites)  # each is said once
 
 
 def test_line_numbers_are_not_typed():
