@@ -5,10 +5,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import tables
-from effects import Effect, effects, section, table
+from effects import Effect, combined, effects, first_returns, section, table
 from experiment_list import EXPERIMENTS, Experiment
 from experiments import measure
 from results import curves, summary
+from scipy.stats import ttest_rel
 
 ORIGIN = ["seconds", "commit", "versions", "processor"]
 
@@ -16,55 +17,83 @@ ORIGIN = ["seconds", "commit", "versions", "processor"]
 @pytest.fixture(autouse=True)
 def own_results(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
-    effects.cache_clear()
+    caches = (effects, combined, first_returns)
+    for cache in caches:
+        cache.cache_clear()
     yield
-    effects.cache_clear()
+    for cache in caches:
+        cache.cache_clear()
 
 
 @pytest.mark.parametrize(
     "without, adds, verdict",
     [
-        ([1, 1, 1, 1, 1], 7.0, "helps"),
-        ([-190, -150, -150, -150, -150], 166.0, "helps, 1 of 5 seeds learn nothing without it"),
-        ([20, 20, 20, 20, 20], -12.0, "hurts"),
-        ([4, 12, 8, 4, 12], 0.0, "no difference seen"),
-        ([-200, -180, -200, -180, -190], 198.0, "does not learn without it"),
-        ([-20], 28.0, "learns without it"),
-        ([-190], 198.0, "does not learn without it"),
+        ([1, 1, 1, 1, 2], 6.8, "helps"),
+        ([20, 20, 20, 20, 21], -12.2, "hurts"),
+        ([4, 12, 8, 4, 12], 0.0, "can't be told"),
+        ([8, 8, 8, 8, 8], 0.0, "identical"),
+        ([-199, -180, -200, -180, -190], 197.8, "helps; 5 of 5 seeds learn nothing without it"),
+        ([-190, 8, 8, 8, 8], 39.6, "can't be told; 1 of 5 seeds learn nothing without it"),
+        ([-190, -190, -190], 198.0, "can't be told; 3 of 3 seeds learn nothing without it"),
     ],
 )
 def test_what_an_ablation_says(without, adds, verdict):
-    """Difference, interval and verdict of made-up scores, where -200 is what is not learned.
-
-    Welch's interval against a constant is that of one mean: m +- 2.776 s / sqrt(5). One seed has
-    none.
-    """
+    """Difference, interval and verdict of made-up scores, where -200 is what is not learned. The
+    interval is Student's t of the differences: m +- 2.776 s / sqrt(5). Three seeds have none."""
     with_it, without = np.full(len(without), 8.0), np.array(without, float)
-    effect = Effect("aux-04", "Taxi-v4", with_it, without, start=-200)
-    assert effect.adds == pytest.approx(adds) and effect.gain == 208
+    effect = Effect("aux-04", "Taxi-v4", with_it, without, start=-200, gain=208)
+    effect.p = ttest_rel(with_it, without).pvalue
+    assert effect.adds == pytest.approx(adds)
     assert effect.verdict == verdict
-    if len(without) > 1:
+    if len(without) > 3:
         half = 2.776445 * without.std(ddof=1) / 5**0.5
         assert effect.interval == pytest.approx((adds - half, adds + half), abs=1e-3)
     else:
         assert effect.interval is None
+    effect.acts = False
+    assert effect.verdict.split(";")[0] in ("does not act here", "identical")
+
+
+def rows_of(name: str, scores: dict[str, list]) -> None:
+    """Rows of an experiment; None: a run that stopped by itself."""
+    for variant, seeds in scores.items():
+        rows = [{"variant": variant, "seed": i, "window": x} for i, x in enumerate(seeds, 1)]
+        more = {"first": -200.0, "clipfrac": 0.001, "sampled": None}
+        said = {True: "it stopped", False: None}
+        tables.append(name, [r | more | {"stopped": said[r["window"] is None]} for r in rows])
 
 
 def test_a_run_that_stopped_counts_as_one_that_learned_nothing():
-    """Rows of a table of older runs, which lack the columns that say where they come from."""
-    scores = {"Taxi-v4": [8, 8, 8, 8, 8], "Taxi-v4 without aux-04": [None, 8, 8, 8, 8]}
-    for variant, seeds in scores.items():
-        rows = [{"variant": variant, "seed": i, "score": x} for i, x in enumerate(seeds, 1)]
-        rows = [row | {"stopped": "NaN seen" if row["score"] is None else None} for row in rows]
-        tables.append("ablation-masks", rows)
-    curve = {"variant": "Taxi-v4", "step": 500, "return": -200.0}
-    tables.append("ablation-masks-curves", [curve | {"seed": seed} for seed in range(1, 6)])
-    verdict = "no difference seen, 1 of 5 seeds learn nothing without it (1 of 5 runs without it"
+    rows_of("ablation-masks", {"Taxi-v4": [8] * 5, "Taxi-v4 without aux-04": [None, 8, 8, 8, 9]})
+    verdict = "can't be told; 1 of 5 seeds learn nothing without it (1 of 5 runs without it"
     verdict += " stopped by themselves)"
     (effect,) = effects("ablation-masks")
-    assert effect.verdict == verdict and effect.adds == pytest.approx(41.6)
-    assert "It adds 41.6 (95% interval -73.9 to 157.1): no difference" in section("aux-04")
-    assert "| 41.6 (-73.9 to 157.1) | 8.0 ± 0.0 | -33.6 ± 83.2 |" in table("masks")
+    assert effect.verdict == verdict and effect.adds == pytest.approx(41.4)
+    assert "| Taxi-v4 | 500,000 | 5 | 8.0 ± 0.0 | -33.4 ± 83.3 | 41.4 (" in section("aux-04")
+    assert f"| {verdict} |" in table("masks")
+
+
+def test_verdicts_are_corrected_for_their_table_and_tasks_are_combined():
+    """Two details, one at p = 0.03, which alone would be told; Holm doubles it. A detail whose
+    mechanism never acts is not counted. Interquartile means by hand."""
+    cases, scores = ["CartPole-v1", "Acrobot-v1"], {}
+    for case in cases:
+        scores[case] = [0, 10, 20, 30, 40]
+        scores[f"{case} without core-02"] = [-7, 2, 20, 18, 41]
+        scores[f"{case} without core-08"] = [1, 10, 20, 30, 40]
+    rows_of("stress-core", scores)
+    found = {(e.detail, e.case): e for e in effects("stress-core")}
+    assert len(found) == 4
+    p = ttest_rel(scores["Acrobot-v1"], scores["Acrobot-v1 without core-02"]).pvalue
+    for case in cases:
+        assert found["core-02", case].p == pytest.approx(2 * p)
+        assert found["core-08", case].verdict == "does not act here"
+    one, _ = combined("stress-core")
+    # (score - start) / gain, with start -200 and gain 220; the middle half of ten is six scores
+    assert one.with_it == pytest.approx((2 * 210 + 2 * 220 + 2 * 230) / 6 / 220)
+    assert one.without == pytest.approx((2 * 202 + 2 * 218 + 2 * 220) / 6 / 220)
+    assert one.adds[0] == pytest.approx(one.with_it - one.without)
+    assert one.adds[1] < one.adds[0] < one.adds[2]
 
 
 def test_curves_that_have_no_episode_in_a_part_are_straight_there():

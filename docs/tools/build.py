@@ -12,10 +12,12 @@ A generated part stands between two comments, `<!-- begin KIND ARGUMENT -->` and
     source ID            the registry's sources and evidence
     settings SCRIPT      the PPO flags of a script, with their defaults
     scores NAME          an experiment's scores beside published ones
+    alike NAME           an experiment's scores and those of CleanRL's script, run here
     results NAME COLUMN  an experiment's scores, every seed, and the means of more columns
     milestones NAME ...  an experiment's returns on the way, at some hundredths of a variant's run
     speed                what docs/tools/bench.py --record measured
     ablation NAME        what details were measured to add, as a table
+    stress NAME          what they add at several learning rates, over all tasks together
     measured ID          what "without it" means, and what a detail was measured to add
     course               the ten steps: what they are, what they reach
     step NAME            a step of the course: how to run it, what it changes, how it learns
@@ -227,10 +229,12 @@ BUILDERS = {
     "source": build_source,
     "settings": build_settings,
     "scores": results.scores,
+    "alike": results.alike,
     "results": results.summary,
     "milestones": results.milestones,
     "speed": results.speed,
     "ablation": effects.table,
+    "stress": effects.stress,
     "measured": build_measured,
     "symptoms": results.symptoms,
 }

@@ -1,7 +1,7 @@
-"""What each detail adds: a script with it beside the same without it, over seeds."""
+"""What each detail adds: runs of a script with it, and of the same seeds without it."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 import intervals
@@ -9,17 +9,21 @@ import numpy as np
 import results
 import tables
 from details import registry
-from experiment_list import EXPERIMENTS, PLAYED
+from experiment_list import EXPERIMENTS, PLAYED, RATES
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 NAMES = [name for name, experiment in EXPERIMENTS.items() if experiment.ablated]
+# A detail that never acts in the runs with it can't matter there: what says so, and below what.
+ACTS = {"core-08": ("clipfrac", 0.01)}
 
 
 @dataclass
 class Effect:
-    """What a case scores with a detail and without it.
+    """What a case scores with a detail and without it, seed by seed.
 
-    The score is that of the last 100 training episodes; for details in PLAYED it is the mean of
-    games played after training.
+    A run's score is the mean return of the episodes of its last tenth of steps (of older runs: of
+    its last 100 episodes). For details in PLAYED it is the mean of games played after training.
     """
 
     detail: str
@@ -27,11 +31,15 @@ class Effect:
     with_it: np.ndarray  # a score per seed
     without: np.ndarray  # a run that stopped by itself counts with what it scored at the start
     start: float  # mean return of the first episodes: what nothing learned is worth
+    gain: (
+        float  # what there is to learn: what all details reach, at the usual rate, above the start
+    )
+    acts: bool = True
     stopped: int = 0  # runs without it that stopped by themselves
+    p: float = field(default=np.nan)  # of no difference, corrected for the whole table
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95% interval of what the detail adds; None of single seeds."""
         return intervals.of_difference(self.with_it, self.without)
 
     @property
@@ -39,79 +47,145 @@ class Effect:
         return self.with_it.mean() - self.without.mean()
 
     @property
-    def gain(self) -> float:
-        """What there is to learn: the score with all details, above the start."""
-        return self.with_it.mean() - self.start
-
-    @property
     def share(self) -> float:
-        """What the detail adds, as a share of all that is learned with it."""
+        """What the detail adds, as a share of all that there is to learn."""
         return self.adds / self.gain
 
     @property
     def verdict(self) -> str:
         learned = self.without - self.start > 0.1 * self.gain
-        if self.without.mean() - self.start < 0.1 * self.gain:
-            said = "does not learn without it"
-        elif self.interval is None:
-            said = "learns without it"
+        if (self.with_it == self.without).all():
+            said = "identical"
+        elif not self.acts:
+            said = "does not act here"
+        elif self.interval is None or not self.p < 0.05:
+            said = "can't be told"
         else:
-            low, high = self.interval
-            said = "helps" if low > 0 else "hurts" if high < 0 else "no difference seen"
-            if not learned.all():
-                said += f", {(~learned).sum()} of {len(learned)} seeds learn nothing without it"
+            said = "helps" if self.adds > 0 else "hurts"
+        if not learned.all() and said != "identical":
+            said += f"; {(~learned).sum()} of {len(learned)} seeds learn nothing without it"
         stopped = f"{self.stopped} of {len(self.without)} runs without it stopped by themselves"
         return f"{said} ({stopped})" if self.stopped else said
+
+
+def scores_of(runs, variant: str, detail: str):
+    """Scores of a variant by seed, and how many of its runs stopped by themselves."""
+    found = runs[runs["variant"] == variant].set_index("seed")
+    column = "sampled" if detail in PLAYED else "window" if "window" in found else "score"
+    return found[column]
 
 
 @cache
 def effects(name: str) -> list[Effect]:
     """All that an experiment measured; while some runs are missing, only equal seeds compare."""
-    runs, curves, found = results.runs(name), results.curves(name), []
+    runs, found = results.runs(name), []
+    if runs.empty:
+        return []
+    if "unfinished" in runs:
+        runs = runs[runs["unfinished"].isna()]
     for detail, cases in EXPERIMENTS[name].ablated.items():
-        column = "sampled" if detail in PLAYED else "score"
         for case, without in cases:
-            a, b = (runs[runs["variant"] == v].set_index("seed") for v in (case, without))
-            if len(both := a.index.intersection(b.index)):
-                start, stopped = curves[case].iloc[0].mean(), b.loc[both, "stopped"].count()
-                scores = [one.loc[both, column].fillna(start).to_numpy() for one in (a, b)]
-                found.append(Effect(detail, case, *scores, start, stopped))
+            base = case.split(",")[0]  # the task at the usual rate
+            a, b, usual = (scores_of(runs, v, detail) for v in (case, without, base))
+            if len(seeds := a.index.intersection(b.index)):
+                start = first_returns(name, base)
+                stopped = runs[runs["variant"] == without].set_index("seed")["stopped"]
+                pair = [x.loc[seeds].fillna(start).to_numpy() for x in (a, b)]
+                one = Effect(detail, case, *pair, start, usual.mean() - start)
+                one.stopped = stopped.loc[seeds].count()
+                column, least = ACTS.get(detail, (None, 0))
+                if column in runs:
+                    one.acts = runs[column][runs["variant"] == case].mean() >= least
+                found.append(one)
+    told = [e for e in found if e.acts and e.interval and (e.with_it != e.without).any()]
+    if told:
+        p = [stats.ttest_rel(e.with_it, e.without).pvalue for e in told]
+        for e, corrected in zip(told, multipletests(p, method="holm")[1]):
+            e.p = corrected
     return found
 
 
-def added(effect: Effect, label: str = "") -> str:
-    chance = label + "{:.1f} to {:.1f}".format(*effect.interval) if effect.interval else "one seed"
-    return f"{effect.adds:.1f} ({chance})"
+@cache
+def first_returns(name: str, variant: str) -> float:
+    """Mean return of a variant's first episodes, in the first 25th of its steps."""
+    runs = results.runs(name)
+    if "first" in runs:
+        return runs["first"][runs["variant"] == variant].mean()
+    return results.curves(name)[variant].iloc[0].mean()
+
+
+@dataclass
+class Combined:
+    """What a detail adds over all tasks of an experiment at one rate, as a share of what there is
+    to learn: the difference of interquartile means, and its interval; and the two means."""
+
+    detail: str
+    rate: str
+    adds: tuple[float, float, float]
+    with_it: float
+    without: float
+
+
+@cache
+def combined(name: str) -> list[Combined]:
+    found = []
+    for detail in EXPERIMENTS[name].ablated:
+        for rate in RATES:
+            ones = [e for e in effects(name) if e.detail == detail and e.case in at(rate, e.case)]
+            seeds = min((len(e.with_it) for e in ones), default=0)
+            if seeds:
+                a, b = (
+                    np.array([(getattr(e, side)[:seeds] - e.start) / e.gain for e in ones])
+                    for side in ("with_it", "without")
+                )
+                means = (stats.trim_mean(x.ravel(), 0.25) for x in (a, b))
+                found.append(Combined(detail, rate, intervals.of_iqm(a, b), *means))
+    return found
+
+
+def at(rate: str, case: str) -> list[str]:
+    """The case of a task at a rate, as a list of one, to look it up in."""
+    return [case.split(",")[0] + rate]
+
+
+def added(effect: Effect) -> str:
+    if effect.interval is None:
+        return f"{effect.adds:.1f}"
+    return f"{effect.adds:.1f} ({effect.interval[0]:.1f} to {effect.interval[1]:.1f})"
+
+
+def row(e: Effect) -> dict[str, str]:
+    cells = {"with it": e.with_it, "without it": e.without}
+    spread = {k: f"{x.mean():.1f}" + f" ± {x.std():.1f}" * (len(x) > 1) for k, x in cells.items()}
+    return spread | {"it adds (95% interval)": added(e), "verdict": e.verdict}
 
 
 def table(name: str) -> str:
     """An experiment's effects, those that matter most first."""
-    rows = []
-    for e in sorted(effects(f"ablation-{name}"), key=lambda e: -e.share):
-        row = {
-            "detail": f"[{e.detail}](#{e.detail}) {registry()[e.detail]['title']}",
-            "environment": e.case,
-            "verdict": e.verdict,
-            "it adds (95% interval)": added(e),
-        }
-        for column, runs in (("with it", e.with_it), ("without it", e.without)):
-            row[column] = f"{runs.mean():.1f}" + f" ± {runs.std():.1f}" * (len(runs) > 1)
-        rows.append(row)
-    return tables.markdown(rows)
+    found = sorted(effects(f"ablation-{name}"), key=lambda e: -e.share)
+    titles = {id_: f"[{id_}](#{id_}) {detail['title']}" for id_, detail in registry().items()}
+    return tables.markdown({"detail": titles[e.detail], "task": e.case} | row(e) for e in found)
+
+
+def stress(name: str) -> str:
+    """What each detail adds over both tasks, at each rate, in percent of what there is to learn."""
+    rows = {}
+    for one in combined(f"stress-{name}"):
+        cells = rows.setdefault(one.detail, {"detail": f"[{one.detail}](#{one.detail})"})
+        rate = one.rate.removeprefix(", ") or "the usual rate"
+        adds, low, high = (f"{x:+.0%}" for x in one.adds)
+        cells[rate] = f"{adds} ({low} to {high})" if low != high else "0"
+    return tables.markdown(rows.values())
 
 
 def section(detail: str) -> str:
-    """What a detail was measured to add, in words, and its figures; "" if it was not measured."""
-    said, figures = [], []
+    """What a detail was measured to add, as a table, and its figures; "" if it was not measured."""
+    rows, figures = [], []
     for name in (name for name in NAMES if detail in EXPERIMENTS[name].ablated):
         for e in (e for e in effects(name) if e.detail == detail):
-            command, n = EXPERIMENTS[name].variants[e.case], len(e.without)
-            steps = int(re.search(r"--total-timesteps (\d+)", command)[1])
-            said.append(
-                f"- {e.case}, {steps:,} steps, {n} seed{'s' * (n > 1)}: {e.with_it.mean():.1f} with"
-                f" it, {e.without.mean():.1f} without. It adds {added(e, '95% interval ')}:"
-                f" {e.verdict}."
-            )
+            steps = re.search(r"--total-timesteps (\d+)", EXPERIMENTS[name].variants[e.case])[1]
+            what = {"task": e.case, "steps": f"{int(steps):,}", "seeds": str(len(e.without))}
+            rows.append(what | row(e))
             figure = f"![Scores with and without {detail}](figures/{name}-{detail}.svg)"
             figures += [figure] * (figure not in figures)
-    return "\n".join([*said, "", *figures]) if said else ""
+    return "\n".join([tables.markdown(rows), "", *figures]) if rows else ""

@@ -29,9 +29,9 @@ def save(fig: plt.Figure, name: str) -> None:
 
 def plot(axes: plt.Axes, curve: pd.DataFrame, color: str, label: str) -> None:
     """Every seed thin, their mean thick, its 95% interval shaded, over environment steps."""
-    low, high = intervals.of_mean(curve.to_numpy().T)
     axes.plot(curve.index, curve, color=color, alpha=0.25, linewidth=0.6)
-    axes.fill_between(curve.index, low, high, color=color, alpha=0.25, linewidth=0)
+    if interval := intervals.of_mean(curve.to_numpy().T):
+        axes.fill_between(curve.index, *interval, color=color, alpha=0.25, linewidth=0)
     axes.plot(curve.index, curve.mean(axis=1), color=color, linewidth=2, label=label)
     axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:.0f}k")
 
@@ -51,6 +51,11 @@ def draw(name: str) -> None:
         axes.set(xlabel="environment steps", ylabel="return of an episode")
         axes.legend(frameon=False, labelcolor=GREY)
         save(fig, f"{name}-{figure}")
+    if name.startswith("stress"):
+        for detail in experiment.ablated:
+            stress(name, detail)
+        rank()
+        return
     for detail, cases in experiment.ablated.items():
         if cases := [case for case in cases if set(case) <= set(curves)]:
             ablation(name, detail, cases, curves)
@@ -95,27 +100,63 @@ def ablation(name: str, detail: str, cases: list[tuple[str, str]], curves: dict)
     save(fig, f"{name}-{detail}")
 
 
+def stress(name: str, detail: str) -> None:
+    """The score over the learning rate, with the detail and without it: a panel for each task."""
+    found = [e for e in effects.effects(name) if e.detail == detail]
+    panels = {}  # what stands above a panel -> its effects, by rate
+    for e in found:
+        task, *more = e.case.split(", ")
+        times = [x for x in more if "rate" in x]
+        title = ", ".join([task, *(x for x in more if x not in times)])
+        panels.setdefault(title, []).append((times[0].split()[0] if times else "1", e))
+    fig, grid = plt.subplots(1, len(panels), figsize=(3.7 * len(panels), 2.8), squeeze=False)
+    for axes, (title, points) in zip(grid[0], panels.items()):
+        axes.set_title(title, color=GREY, fontsize=11)
+        for side, color, shift in (("with_it", BLUE, -0.05), ("without", RED, 0.05)):
+            scores = np.array([getattr(e, side) for _, e in points])
+            places = np.arange(len(points)) + shift
+            if interval := intervals.of_mean(scores.T):
+                axes.fill_between(places, *interval, color=color, alpha=0.2, linewidth=0)
+            axes.plot(
+                places, scores.mean(1), color=color, linewidth=2, label=side.replace("_", " ")
+            )
+            axes.plot(places, scores, ".", color=color, alpha=0.4, markersize=4)
+        axes.set_xticks(range(len(points)), [f"x {times}" for times, _ in points])
+        axes.set_xlabel("learning rate")
+    grid[0][0].set_ylabel("return of an episode")
+    fig.legend(
+        *grid[0][0].get_legend_handles_labels(), loc="outside right", frameon=False, labelcolor=GREY
+    )
+    save(fig, f"{name}-{detail}")
+
+
 def rank() -> None:
-    """What every detail adds, as a share of what there is to learn."""
-    found = [effect for name in effects.NAMES for effect in effects.effects(name)]
-    found.sort(key=lambda e: e.share)
-    fig, axes = plt.subplots(figsize=(9, 0.22 * len(found) + 0.8))
-    for place, e in enumerate(found):
-        low, high = e.interval or (e.adds, e.adds)
-        shares = np.array([low, high, e.adds]) / e.gain
-        shown = shares.clip(-0.5, 1.5)
-        grey = e.interval is None or low <= 0 <= high
-        color = GREY if grey else COLORS[0 if low > 0 else 1]
-        marker = "o" if shown[2] == shares[2] else "<>"[int(shares[2] > 0)]  # > and <: further out
-        axes.plot(shown[:2], [place, place], color=color, linewidth=2)
-        fill = "none" if e.interval is None else color
-        axes.plot(shown[2], place, marker, color=color, markerfacecolor=fill)
-    labels = [f"{registry()[e.detail]['title']} ({e.detail}), {e.case}" for e in found]
-    axes.set_yticks(range(len(found)), labels, fontsize=8)
-    axes.set_ylim(-1, len(found))
-    axes.axvline(0, color=GREY, linestyle="--", linewidth=1)
-    axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
-    axes.set_xlabel("what the detail adds, as a share of all that is learned with it", loc="right")
+    """What every detail adds, as a share of what there is to learn: a panel for each experiment."""
+    panels = {name: sorted(effects.effects(name), key=lambda e: e.share) for name in effects.NAMES}
+    panels = {name: found for name, found in panels.items() if found and "stress" not in name}
+    sizes = [len(found) + 2 for found in panels.values()]
+    fig, grid = plt.subplots(
+        len(panels), 1, figsize=(9, 0.22 * sum(sizes)), height_ratios=sizes, sharex=True
+    )
+    for axes, (name, found) in zip(grid, panels.items()):
+        command = next(iter(EXPERIMENTS[name].variants.values()))
+        axes.set_title(command.split()[0], color=GREY, fontsize=10, loc="left")
+        for place, e in enumerate(found):
+            low, high = e.interval or (e.adds, e.adds)
+            shares = np.array([low, high, e.adds]) / e.gain
+            shown = shares.clip(-0.5, 1.5)
+            told = e.verdict.split(";")[0].split(" (")[0]
+            color = {"helps": BLUE, "hurts": RED}.get(told, GREY)
+            marker = "o" if shown[2] == shares[2] else "<>"[int(shares[2] > 0)]  # further out
+            axes.plot(shown[:2], [place, place], color=color, linewidth=2)
+            fill = "none" if e.interval is None else color
+            axes.plot(shown[2], place, marker, color=color, markerfacecolor=fill)
+        labels = [f"{registry()[e.detail]['title']} ({e.detail}), {e.case}" for e in found]
+        axes.set_yticks(range(len(found)), labels, fontsize=8)
+        axes.set_ylim(-1, len(found))
+        axes.axvline(0, color=GREY, linestyle="--", linewidth=1)
+    grid[-1].xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
+    grid[-1].set_xlabel("what the detail adds, as a share of what is learned", loc="right")
     save(fig, "ablations")
 
 

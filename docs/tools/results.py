@@ -28,15 +28,14 @@ def summary(name: str, *columns: str) -> str:
     """Scores of an experiment, every seed, and the means of more columns."""
     rows = []
     for variant, found in runs(name).groupby("variant", observed=True):
-        low, high = intervals.of_mean(found["score"].to_numpy())
+        interval = intervals.of_mean(found["score"].to_numpy())
         row = {
             "run": variant,
             "mean": f"{found['score'].mean():.2f}",
-            "std": f"{found['score'].std(ddof=0):.2f}",
-            "95% interval": f"{low:.1f} to {high:.1f}",
+            "std": "one run" if len(found) == 1 else f"{found['score'].std(ddof=0):.2f}",
+            "95% interval": "{:.1f} to {:.1f}".format(*interval) if interval else "",
             "every seed": ", ".join(f"{score:.1f}" for score in found["score"]),
         }
-        row |= {"std": "one run", "95% interval": ""} if len(found) == 1 else {}
         rows.append(row | {column: f"{found[column].mean():.2f}" for column in columns})
     return tables.markdown(rows)
 
@@ -61,6 +60,23 @@ def scores(name: str) -> str:
             fewer = f" ({len(as_deaths)} seeds)" * (len(as_deaths) != len(ours))
             row["here, time limits as deaths"] = tables.spread(as_deaths) + fewer
         rows.append(row | published)
+    return tables.markdown(rows)
+
+
+def alike(name: str) -> str:
+    """The script with time limits as deaths, and CleanRL's, which treats them so: both run here,
+    the same settings, steps and packages."""
+    ours, theirs, rows = runs(name), runs(f"cleanrl-{name}"), []
+    for env, found in theirs.groupby("variant", observed=True):
+        a = ours["score"][ours["variant"] == f"{env} limits as deaths"].to_numpy()
+        b = found["score"].to_numpy()
+        row = {"environment": env, "seeds": f"{len(a)} and {len(b)}"}
+        row["here, time limits as deaths"] = tables.spread(pd.Series(a))
+        row["CleanRL's script, run here"] = tables.spread(found["score"])
+        interval = intervals.of_two(a, b)
+        told = " ({:.1f} to {:.1f})".format(*interval) if interval else ""
+        row["difference (95% interval)"] = f"{a.mean() - b.mean():.1f}{told}"
+        rows.append(row)
     return tables.markdown(rows)
 
 
