@@ -21,6 +21,7 @@ A generated part stands between two comments, `<!-- begin KIND ARGUMENT -->` and
     measured ID          what "without it" means, and what a detail was measured to add
     course               the ten steps: what they are, what they reach
     step NAME            a step of the course: how to run it, what it changes, how it learns
+    log NAME             what the log of a healthy run shows on the way
     exercises ID ...     how to start each, and how long it takes
     symptoms GROUP       what the log of ppo.py showed, broken in each way of a group
 
@@ -222,6 +223,7 @@ BUILDERS = {
     "exercises": build_exercises,
     "course": build_course,
     "step": build_step,
+    "log": results.log,
     "map": build_map,
     "code": build_code,
     "diff": build_diff,

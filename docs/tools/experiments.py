@@ -87,7 +87,7 @@ def run(name: str, variant: str, seed: int, checkout: Path | None) -> tuple[dict
     elif "course/" in script:
         row, curve = printed(done.stdout)
     else:
-        row, curve = collect(experiment, folder, done.stdout)
+        row, curve = collect(experiment, next(folder.glob("runs/*/")), done.stdout)
     return row | origin, curve
 
 
@@ -100,9 +100,8 @@ def printed(said: str) -> tuple[dict, list[dict]]:
     return {"score": found[-1][1]}, curve
 
 
-def collect(experiment: Experiment, folder: Path, printed: str) -> tuple[dict, list[dict]]:
-    """The row and the curve of the run in a folder; `printed`: what an evaluation of it said."""
-    (path,) = folder.glob("runs/*/")
+def collect(experiment: Experiment, path: Path, printed: str) -> tuple[dict, list[dict]]:
+    """The row and the curve of a run folder; `printed`: what an evaluation of it said."""
     log = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
     tag, total = "charts/episodic_return", log.Scalars("losses/value_loss")[-1].step
     points = pd.DataFrame(log.Scalars(tag) if tag in log.Tags()["scalars"] else [])
@@ -168,7 +167,7 @@ def so_far(name: str) -> None:
     for variant in experiment.variants:
         for seed in experiment.seeds:
             if spent := sittings(folder := folder_of(name, variant, seed)):
-                row, curve = collect(experiment, folder, "")
+                row, curve = collect(experiment, next(folder.glob("runs/*/")), "")
                 row |= provenance(sum(spent)) | {"sittings": len(spent), "unfinished": "yes"}
                 keep(name, {"variant": variant, "seed": seed}, row, curve)
                 print(f"{variant}, seed {seed}: {row['steps']:,} steps, {row['score']:.2f}")

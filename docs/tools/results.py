@@ -130,6 +130,16 @@ def symptoms(group: str) -> str:
     return tables.markdown(rows)
 
 
+def log(name: str) -> str:
+    """What the log of a healthy run shows on the way."""
+    rows = []
+    for _, found in tables.read(name).iterrows():
+        row = {"until step": f"{found['step']:,.0f}", "return": f"{found['return']:.1f}"}
+        columns = EXPERIMENTS["symptoms"].logged
+        rows.append(row | {column: f"{found[column]:.2g}" for column in columns})
+    return tables.markdown(rows)
+
+
 def step(name: str) -> dict[str, str]:
     """What a step of the course reaches."""
     found = runs("course").query("variant == @name")
