@@ -199,6 +199,14 @@ def test_a_phone_shows_every_page_without_scrolling_sideways(site):
 
 
 @needs_browser
+def test_no_table_is_higher_than_a_screen_and_a_half(site):
+    heights = """return [...document.querySelectorAll("table:not(.highlighttable)")]
+        .map(table => table.offsetHeight)"""
+    for page in sorted(site.glob("*.html")):
+        assert max(look(page, heights, WIDE), default=0) < 1.5 * 1000, page.name
+
+
+@needs_browser
 def test_formulas_are_drawn(site):
     boxes = """return [...document.querySelectorAll("math")].map(formula => {
         const box = formula.getBoundingClientRect();

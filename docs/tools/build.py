@@ -2,7 +2,7 @@
 
 A generated part stands between two comments, `<!-- begin KIND ARGUMENT -->` and `<!-- end -->`:
 
-    map                  the table of all details, their lines and tests
+    map GROUP ...        the table of some groups' details, their lines and tests
     lists                the README's short lists of them
     headline             the README's scores
     code SCRIPT ID       the lines of a script that a detail's markers govern
@@ -78,10 +78,12 @@ def test_link(detail: str, base: str) -> str:
     return f"[{name}]({base}{tests()[name]})"
 
 
-def build_map() -> str:
-    """Every detail, its lines, its section, its test."""
+def build_map(*groups: str) -> str:
+    """Every detail of some groups, its lines, its section, its test."""
     rows = []
     for name, detail in registry().items():
+        if name.split("-")[0] not in groups:
+            continue
         places = []
         for script in detail["scripts"]:
             sites = markers((ROOT / script).read_text())[name]
@@ -91,7 +93,7 @@ def build_map() -> str:
         row = {"": name}
         home = Path(detail["scripts"][0]).stem
         row["detail, with its section"] = f"[{detail['title']}]({home}.md#{name})"
-        row["lines"] = "<br>".join(places)
+        row["lines"] = "; ".join(places)
         rows.append(row | {"test": test_link(name, "../")})
     return tables.markdown(rows)
 

@@ -161,10 +161,13 @@ def row(e: Effect) -> dict[str, str]:
 
 
 def table(name: str) -> str:
-    """An experiment's effects, those that matter most first."""
-    found = sorted(effects(f"ablation-{name}"), key=lambda e: -e.share)
+    """An experiment's effects, a table for each task, those that matter most first."""
     titles = {id_: f"[{id_}](#{id_}) {detail['title']}" for id_, detail in registry().items()}
-    return tables.markdown({"detail": titles[e.detail], "task": e.case} | row(e) for e in found)
+    by_task = {}
+    for e in sorted(effects(f"ablation-{name}"), key=lambda e: -e.share):
+        by_task.setdefault(e.case, []).append({"detail": titles[e.detail]} | row(e))
+    parts = [f"**{task}**\n\n{tables.markdown(rows)}" for task, rows in sorted(by_task.items())]
+    return "\n\n".join(parts)
 
 
 def stress(name: str) -> str:
