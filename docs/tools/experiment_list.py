@@ -34,7 +34,6 @@ TAXI = (
     " --num-minibatches 4 --update-epochs 4 --learning-rate 0.001 --ent-coef 0.01"
 )
 MUJOCO = "HalfCheetah-v4 Walker2d-v4 Hopper-v4 InvertedPendulum-v4 Pusher-v5 Humanoid-v4".split()
-LIMITED = "HalfCheetah-v4 Walker2d-v4 Hopper-v4 Pusher-v5".split()  # tried both ways
 PENDULUM = "ppo_continuous.py --env-id Pendulum-v1 --total-timesteps 400000 --eval-episodes 100"
 HIDDEN = "ppo.py --env-id hidden:CartPoleHidden-v1 --total-timesteps 1000000"
 LUNAR = "ppo.py --env-id LunarLander-v3 --total-timesteps 1000000"
@@ -141,11 +140,11 @@ EXPERIMENTS = {
             **{env: f"ppo_continuous.py --env-id {env}" for env in MUJOCO},
             **{
                 f"{env} limits as deaths": f"ppo_continuous.py --env-id {env}{AS_DEATHS}"
-                for env in LIMITED
+                for env in MUJOCO
             },
         },
         seeds=range(1, 6),
-        figures={env: [env, f"{env} limits as deaths"][: 1 + (env in LIMITED)] for env in MUJOCO},
+        figures={env: [env, f"{env} limits as deaths"] for env in MUJOCO},
         # 1,000,000 steps, 3 seeds: docs/benchmark/ppo_continuous_action.md of CleanRL; the blog
         # post's table of the official code, on v2 of the environments.
         published={

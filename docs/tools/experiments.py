@@ -139,12 +139,14 @@ def whole(runs: pd.DataFrame) -> pd.DataFrame:
     return runs[runs["unfinished"].isna()] if "unfinished" in runs else runs
 
 
-def measure(name: str, jobs: int, checkout: Path | None = None) -> None:
-    """Run what is missing, `jobs` at a time; each result is kept as soon as it is there."""
+def measure(name: str, jobs: int, checkout: Path | None = None, only: str = "") -> None:
+    """Run what is missing of the variants whose names match `only`, `jobs` at a time; each result
+    is kept as soon as it is there."""
     experiment, lock = EXPERIMENTS[name], Lock()
     runs = whole(tables.read(name))
     have = set(zip(runs["variant"], runs["seed"]))
-    every = [(variant, seed) for seed in experiment.seeds for variant in experiment.variants]
+    variants = [variant for variant in experiment.variants if re.search(only, variant)]
+    every = [(variant, seed) for seed in experiment.seeds for variant in variants]
 
     def one(job: tuple[str, int]) -> None:
         variant, seed = job
@@ -177,6 +179,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=EXPERIMENTS)
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
+    parser.add_argument("--only", default="", metavar="PATTERN", help="variants to run")
     parser.add_argument("--again", action="store_true", help="forget what was measured before")
     parser.add_argument("--so-far", action="store_true", help="take what unfinished runs have")
     parser.add_argument("--cleanrl", type=Path, metavar="PATH", help="a checkout of CleanRL")
@@ -187,7 +190,7 @@ if __name__ == "__main__":
     if args.so_far:
         so_far(args.name)
     else:
-        measure(args.name, args.jobs, args.cleanrl)
+        measure(args.name, args.jobs, args.cleanrl, args.only)
     figures.draw(args.name)
     if not EXPERIMENTS[args.name].may_stop:
         print(results.summary(args.name))

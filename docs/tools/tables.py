@@ -32,8 +32,8 @@ def append(name: str, rows: list[dict]) -> None:
 
 
 def markdown(rows: Iterable[dict]) -> str:
-    """Rows (column -> cell) as a Markdown table; a cell that a row lacks is empty. Its spaces between
-    numbers don't break over lines."""
+    """Rows (column -> cell) as a Markdown table; a cell that a row lacks is empty. Numbers with
+    their spread don't break over lines."""
     frame = pd.DataFrame(rows, dtype=str).fillna("")
     frame = frame.replace(r"(?<=[\d%]) (±|to) (?=[-+]?\d)", "\u00a0\\1\u00a0", regex=True)
     lines = [frame.columns, ["---"] * len(frame.columns), *frame.to_numpy()]
