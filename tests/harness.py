@@ -27,6 +27,7 @@ from torch.utils.tensorboard import SummaryWriter
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "docs" / "tools"), str(ROOT / "tests")]
 
+import apply  # noqa: E402
 import details  # noqa: E402
 import known_envs  # noqa: E402
 import reference  # noqa: E402
@@ -201,9 +202,11 @@ SCRIPTS = {cls.name: cls() for cls in (Ppo, Continuous, Lstm, Several, Atari)}
 
 def load(script: str, detail: str | None = None) -> types.ModuleType:
     """A script as a fresh module, or the file that the variable GRADED names in its place; with
-    `detail` taken out, if one is given."""
+    `detail` taken out, or an entry of docs/beyond.toml put in, if one is given."""
     source = Path(os.environ.get("GRADED") or ROOT / script).read_text()
-    if detail:
+    if detail and detail in apply.entries():
+        source = apply.apply(script, detail)
+    elif detail:
         source = details.edited(source, details.removal(detail, script), detail)
     module = types.ModuleType(f"{Path(script).stem}_{next(COUNTER)}")
     module.__file__, module.source = str(ROOT / script), source

@@ -1,0 +1,210 @@
+"""The edits of docs/beyond.toml: each does what it says, and the script still trains."""
+
+from functools import wraps
+
+import apply
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from harness import SCRIPTS, Run, load
+from test_removals import find
+
+ENTRIES = apply.entries()
+BOX = gym.spaces.Box(-np.ones(3, np.float32), 1)
+
+
+def cases(name: str) -> list[str]:
+    return ENTRIES[name]["scripts"]
+
+
+@pytest.mark.parametrize(
+    ("script", "name"),
+    [(s, name) for name, entry in ENTRIES.items() for s in entry["scripts"]],
+    indirect=["script"],
+)
+def test_the_edited_script_trains(script, name):
+    entry, flags = ENTRIES[name], SCRIPTS[script].sizes.split()
+    module = load(script, None if "flags" in entry else name)
+    if "flags" in entry:
+        flags = [*entry["flags"].split(), "--num-minibatches", "4"]
+    batch = module.Args(num_envs=int(flags[1]), num_steps=int(flags[3])).batch_size
+    flags += ["--env-id", "known_envs:Ends-v0", "--total-timesteps", str(2 * batch)]
+    scores = module.main([*flags, "--eval-episodes", "1"])
+    assert np.isfinite([*scores["sampled"], *scores["greedy"]]).all()
+
+
+def test_the_registry_is_whole():
+    keys = {"id", "title", "scripts", "idea", "source", "claim", "cost", "test"}
+    for entry in ENTRIES.values():
+        assert set(entry) - {"edit", "flags"} == keys
+        assert ("edit" in entry) != ("flags" in entry)
+        assert callable(find(entry["test"]))
+
+
+def test_the_program_that_applies_them(capsys):
+    """Two edits at once; an entry that does not fit, and one that is no edit, are told."""
+    source = apply.apply("ppo_continuous.py", "beyond-01", "beyond-04")
+    assert "-0.5))" in source and "betas=(0.99, 0.99)" in source
+    with pytest.raises(ValueError, match=r"is for ppo_continuous\.py"):
+        apply.apply("ppo.py", "beyond-01")
+    with pytest.raises(ValueError, match=r"run ppo_continuous\.py --num-envs 16"):
+        apply.apply("ppo_continuous.py", "beyond-10")
+    with pytest.raises(ValueError, match="found 0 times"):
+        apply.apply("ppo_continuous.py", "beyond-01", "beyond-02")
+
+
+@pytest.mark.parametrize(("name", "log"), [("beyond-01", -0.5), ("beyond-02", -1.0)])
+def test_beyond_01_and_02_initial_standard_deviation(name, log):
+    agent = load("ppo_continuous.py", name).Agent(BOX, BOX)
+    assert agent.log_std.tolist() == [log] * 3 and agent.log_std.requires_grad
+
+
+@pytest.mark.parametrize("script", cases("beyond-03"), indirect=True)
+def test_beyond_03_advantages_computed_anew(script):
+    """GAE is computed once an epoch, from the value function at its beginning; these advantages
+    and returns are what the update then uses: with zeros, nothing moves."""
+    one = {"update_epochs": 2, "norm_adv": False, "ent_coef": 0.0, "clip_vloss": False}
+    run = Run(load(script, "beyond-03"), **one)
+    (first, _), (second, _) = run.gae
+    agent = run.agent(run.steps[1][0].weights)
+    obs = torch.as_tensor(np.stack(run.acted), dtype=torch.float32)  # (T, N, 3)
+    values = run.adapter.value(agent, obs).detach().numpy()
+    np.testing.assert_allclose(second["values"], values, rtol=1e-4, atol=1e-5)
+    assert np.abs(first["values"] - values).max() > 1e-4
+    np.testing.assert_array_equal(first["rewards"], second["rewards"])
+
+    module = load(script, "beyond-03")
+    estimate, calls = module.compute_gae, []
+
+    @wraps(estimate)
+    def zeros_later(*given):
+        calls.append(1)
+        return estimate(*given) * (len(calls) == 1)
+
+    module.compute_gae = zeros_later
+    run = Run(module, **one)
+    moved = [max(np.abs(g).max() for g in step.grads.values()) for step in run.steps[0]]
+    still = max(np.abs(g).max() for g in run.steps[1][0].grads.values())
+    assert min(moved) > 1e-4 and still < 1e-6  # returns are the values themselves
+
+
+@pytest.mark.parametrize("script", cases("beyond-04"), indirect=True)
+def test_beyond_04_equal_betas(script):
+    folder = Run(load(script, "beyond-04")).folder
+    checkpoint = torch.load(f"{folder}/checkpoint.pt", weights_only=True)
+    (group,) = checkpoint["optimizer"]["param_groups"]
+    assert group["betas"] == (0.99, 0.99) and group["eps"] == 1e-5
+
+
+@pytest.mark.parametrize("script", cases("beyond-05"), indirect=True)
+def test_beyond_05_adams_clock(script):
+    """After three iterations the clock has counted one; the moments have not begun anew."""
+    run = Run(load(script, "beyond-05"), iterations=3)
+    optimizer = torch.load(f"{run.folder}/checkpoint.pt", weights_only=True)["optimizer"]
+    steps = run.args.update_epochs * run.args.num_minibatches
+    assert {int(state["step"]) for state in optimizer["state"].values()} == {steps}
+    whole = load(script, "beyond-05")
+    assert 'moments["step"].zero_()' in whole.source and "exp_avg" not in whole.source
+
+
+@pytest.mark.parametrize("script", cases("beyond-06"), indirect=True)
+def test_beyond_06_layer_normalization(script):
+    """What reaches a tanh has mean 0 and variance 1, however large the observations are."""
+    network = load(script, "beyond-06").mlp(4, 2, 1.0)
+    seen = []
+    for layer in network:
+        if isinstance(layer, torch.nn.Tanh):
+            layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    assert network(1000 * torch.randn(5, 4)).shape == (5, 2)
+    for x in seen:
+        torch.testing.assert_close(x.mean(-1), torch.zeros(5), atol=1e-5, rtol=0)
+        torch.testing.assert_close(x.var(-1, correction=0), torch.ones(5), atol=1e-2, rtol=0)
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("script", cases("beyond-07"), indirect=True)
+def test_beyond_07_noise_on_the_mean(script):
+    """The first ratio, 1 without it, lies where a shift of half a unit can bring it; the rollout
+    has no noise: its log-probabilities are those of the policy."""
+    run = Run(load(script, "beyond-07"), learning_rate=0.0)
+    (error,) = (value for _, value in run.scalars["debug/first_ratio_error"])
+    assert 0.01 < error < 100
+    kl = [value for _, value in run.scalars["losses/approx_kl"]]
+    assert 0.001 < kl[0] < 0.2  # of a normal distribution whose mean moves by up to 0.5: 0.04
+
+
+class Recorder(gym.Env):
+    """Writes down what it is told to do; bounds -2 and 3."""
+
+    observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gym.spaces.Box(-2, 3, (2,), np.float32)
+    done_so_far = []  # noqa: RUF012
+
+    def reset(self, *, seed=None, options=None):
+        self.steps = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.done_so_far.append(action.copy())
+        self.steps += 1
+        return np.zeros(2, np.float32), 1.0, self.steps == 9, False, {}
+
+
+@pytest.mark.parametrize("name", ["beyond-08", "beyond-13"])
+def test_beyond_08_and_13_actions_within_bounds(name):
+    """Actions cover the bounds and none is cut off at one; the ratio still begins at 1, or the
+    run would have ended by itself."""
+    gym.register("Recorder-v0", Recorder)
+    Recorder.done_so_far.clear()
+    flags = ["--env-id", "Recorder-v0", "--num-steps", "512", "--total-timesteps", "1024"]
+    load("ppo_continuous.py", name).main([*flags, "--eval-episodes", "2"])
+    actions = np.array(Recorder.done_so_far)
+    assert (actions > -2).all() and (actions < 3).all()
+    assert actions.min() < -1.5 and actions.max() > 2.5 and len(actions) > 1024
+    del gym.registry["Recorder-v0"]
+
+
+@pytest.mark.parametrize("script", cases("beyond-09"), indirect=True)
+def test_beyond_09_two_lambdas(script):
+    """The update's value targets are of the first lambda, its advantages of the second."""
+    module = load(script, "beyond-09")
+    run = Run(module)
+    assert [float(bound["gae_lambda"]) for bound, _ in run.gae] == [0.95, 0.8]
+    estimate = module.compute_gae
+    module = load(script, "beyond-09")
+    module.compute_gae = wraps(estimate)(lambda *given: estimate(*given) * (given[-1] == 0.95))
+    run = Run(module, norm_adv=False, ent_coef=0.0)
+    grads = run.steps[1][0].grads
+    assert max(np.abs(g).max() for k, g in grads.items() if "critic" in k) > 1e-4
+    assert max(np.abs(g).max() for k, g in grads.items() if "actor" in k) == 0
+
+
+def test_beyond_10_the_same_batch():
+    ppo = load("ppo_continuous.py")
+    sizes = ENTRIES["beyond-10"]["flags"].split()
+    many = ppo.Args(num_envs=int(sizes[1]), num_steps=int(sizes[3]))
+    assert many.batch_size == ppo.Args().batch_size and many.num_envs > 1
+
+
+@pytest.mark.parametrize("script", cases("beyond-11"), indirect=True)
+def test_beyond_11_kl_penalty(script):
+    """A policy that does not move halves the coefficient, one that moves far doubles it."""
+    still = Run(load(script, "beyond-11"), iterations=3, learning_rate=0.0)
+    assert [v for _, v in still.scalars["debug/kl_coef"]] == [0.5, 0.25, 0.125]
+    far = Run(load(script, "beyond-11"), learning_rate=0.05)
+    assert [v for _, v in far.scalars["debug/kl_coef"]] == [2.0]
+
+
+def test_beyond_12_coloured_noise():
+    """Variance 1 at each step; power falls as f ** -0.5; neighbours resemble each other."""
+    torch.manual_seed(1)
+    noise = load("ppo_continuous.py", "beyond-12").coloured(1024, 50, 4)
+    assert noise.shape == (1024, 50, 4)
+    assert noise.var().item() == pytest.approx(1, abs=0.03)
+    assert noise[7].var().item() == pytest.approx(1, abs=0.25)
+    power = torch.fft.rfft(noise, dim=0).abs().square().mean((1, 2))[1:-1].log()
+    frequency = torch.fft.rfftfreq(1024)[1:-1].log()
+    slope = np.polyfit(frequency, power, 1)[0]
+    assert slope == pytest.approx(-0.5, abs=0.05)
+    assert (noise[1:] * noise[:-1]).mean() > 0.2
