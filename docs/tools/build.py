@@ -22,6 +22,7 @@ A generated part stands between two comments, `<!-- begin KIND ARGUMENT -->` and
     course               the ten steps: what they are, what they reach
     step NAME            a step of the course: how to run it, what it changes, how it learns
     log NAME             what the log of a healthy run shows on the way
+    beyond               the entries of docs/beyond.toml
     exercises ID ...     how to start each, and how long it takes
     symptoms GROUP       what the log of ppo.py showed, broken in each way of a group
 
@@ -36,6 +37,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import apply
 import effects
 import exercise
 import results
@@ -206,6 +208,29 @@ def build_step(name: str) -> str:
     return f"{command}\n\n```diff\n{body}\n```\n\n{figure}"
 
 
+def build_beyond() -> str:
+    """The entries of docs/beyond.toml, a section for each."""
+    parts = []
+    for name, entry in apply.entries().items():
+        script = entry["scripts"][-1]
+        how = f"`python {script} {entry.get('flags')}`"
+        if "edit" in entry:
+            old, new = ((ROOT / script).read_text(), apply.apply(script, name))
+            lines = difflib.unified_diff(old.splitlines(), new.splitlines(), n=1, lineterm="")
+            body = "\n".join("" if line.startswith("@@") else line for line in list(lines)[2:])
+            how = f"`python docs/tools/apply.py {script} {name} > mine.py`\n\n```diff{body}\n```"
+        links = ", ".join(map(source_link, entry["source"]))
+        test = f"[{entry['test']}](../{tests()[entry['test']]})"
+        measured = effects.section(name) or "Not measured here so far."
+        parts.append(
+            f'<a id="{name}"></a>\n## {name} {entry["title"]}\n\n'
+            f"{entry['idea'].strip()}\n\n{how}\n\n"
+            f"**Elsewhere.** {entry['claim'].strip()} ({links})\n\n"
+            f"**It costs.** {entry['cost'].strip()} Tested by {test}.\n\n**Measured.** {measured}"
+        )
+    return "\n\n".join(parts)
+
+
 def build_exercises(*names: str) -> str:
     """A row for each, in the order given."""
     rows = []
@@ -225,6 +250,7 @@ BUILDERS = {
     "exercises": build_exercises,
     "course": build_course,
     "step": build_step,
+    "beyond": build_beyond,
     "log": results.log,
     "map": build_map,
     "code": build_code,

@@ -13,7 +13,8 @@ from experiment_list import EXPERIMENTS, PLAYED, RATES
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-NAMES = [name for name, experiment in EXPERIMENTS.items() if experiment.ablated]
+ALL = [name for name, experiment in EXPERIMENTS.items() if experiment.ablated]
+NAMES = [name for name in ALL if "beyond" not in name]  # those of the details
 # A detail that never acts in the runs with it can't matter there: what says so, and below what.
 ACTS = {"core-08": ("clipfrac", 0.01)}
 
@@ -85,7 +86,7 @@ def effects(name: str) -> list[Effect]:
         runs = runs[runs["unfinished"].isna()]
     for detail, cases in EXPERIMENTS[name].ablated.items():
         for case, without in cases:
-            base = case.split(",")[0]  # the task at the usual rate
+            base = without if "beyond" in detail else case.split(",")[0]  # at the usual rate
             a, b, usual = (scores_of(runs, v, detail) for v in (case, without, base))
             if len(seeds := a.index.intersection(b.index)):
                 start = first_returns(name, base)
@@ -184,10 +185,12 @@ def stress(name: str) -> str:
 def section(detail: str) -> str:
     """What a detail was measured to add, as a table, and its figures; "" if it was not measured."""
     rows, figures = [], []
-    for name in (name for name in NAMES if detail in EXPERIMENTS[name].ablated):
+    for name in (name for name in ALL if detail in EXPERIMENTS[name].ablated):
         for e in (e for e in effects(name) if e.detail == detail):
-            steps = re.search(r"--total-timesteps (\d+)", EXPERIMENTS[name].variants[e.case])[1]
-            what = {"task": e.case, "steps": f"{int(steps):,}", "seeds": str(len(e.without))}
+            command = EXPERIMENTS[name].variants[e.case]
+            steps = re.search(r"--total-timesteps (\d+)|$", command)[1] or "1000000"
+            task = e.case.split(" with ")[0]
+            what = {"task": task, "steps": f"{int(steps):,}", "seeds": str(len(e.without))}
             rows.append(what | row(e))
             figure = f"![Scores with and without {detail}](figures/{name}-{detail}.svg)"
             figures += [figure] * (figure not in figures)

@@ -4,6 +4,7 @@ import tomllib
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+import apply
 from details import DOCS, registry, removal
 
 
@@ -79,6 +80,20 @@ def cleanrl(envs: list[str], flags: str, seeds: range) -> Experiment:
         seeds=seeds,
         edits=dict.fromkeys(envs, edits),
     )
+
+
+def beyond(tasks: list[str], ids: list[str], more: str, seeds: range) -> Experiment:
+    """ppo_continuous.py on each task as it is, and with each entry of docs/beyond.toml."""
+    found = Experiment({}, seeds, may_stop=True, bins=50)
+    for task in tasks:
+        found.variants[task] = command = f"ppo_continuous.py --env-id {task}{more}"
+        for name in ids:
+            entry, changed = apply.entries()[name], f"{task} with {name}"
+            found.variants[changed] = f"{command} {entry.get('flags', '')}"
+            found.edits[changed] = entry.get("edit", [])
+            found.ablated.setdefault(name, []).append((changed, task))
+    found.logged |= {"clipped": "debug/clipped_actions", "std": "debug/action_std"}
+    return found
 
 
 def stress(script: str, envs: list[str], ids: list[str], seeds: range) -> Experiment:
@@ -246,6 +261,19 @@ EXPERIMENTS = {
         variants={"LunarLander-v3": LUNAR, "LunarLander-v3 limits as deaths": LUNAR + AS_DEATHS},
         seeds=range(1, 11),
         figures={"LunarLander-v3": ["LunarLander-v3", "LunarLander-v3 limits as deaths"]},
+    ),
+    # What docs/beyond.toml adds.
+    "beyond-std": beyond(
+        ["HalfCheetah-v4", "Walker2d-v4", "Hopper-v4", "Ant-v4"],
+        ["beyond-01", "beyond-02"],
+        " --eval-episodes 0",
+        range(1, 6),
+    ),
+    "beyond": beyond(
+        ["HalfCheetah-v4", "Hopper-v4"],
+        [name for name in apply.entries() if name > "beyond-02"],
+        " --total-timesteps 300000 --eval-episodes 0",
+        range(1, 6),
     ),
     # The steps of the course. The last trains the weights of ppo.py bit for bit, says a test.
     "course": Experiment(
