@@ -204,7 +204,7 @@ def build_step(name: str) -> str:
             parts += [f"{' ' if tag == 'equal' else '+'}{line}" for line in new[c:d]]
         parts.append("")
     body = "\n".join(parts).strip("\n")
-    figure = f"![{name}, ten seeds, beside the step before](figures/course-{name}.svg)"
+    figure = f"![{name}, ten seeds, and the step before](figures/course-{name}.svg)"
     return f"{command}\n\n```diff\n{body}\n```\n\n{figure}"
 
 
