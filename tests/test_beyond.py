@@ -1,6 +1,9 @@
 """The edits of docs/beyond.toml: each does what it says, and the script still trains."""
 
+import sys
+import types
 from functools import wraps
+from pathlib import Path
 
 import apply
 import gymnasium as gym
@@ -10,7 +13,8 @@ import torch
 from harness import SCRIPTS, Run, load
 from test_removals import find
 
-ENTRIES = apply.entries()
+ALL = apply.entries()
+ENTRIES = {name: entry for name, entry in ALL.items() if name.startswith("beyond")}
 BOX = gym.spaces.Box(-np.ones(3, np.float32), 1)
 
 
@@ -208,3 +212,135 @@ def test_beyond_12_coloured_noise():
     slope = np.polyfit(frequency, power, 1)[0]
     assert slope == pytest.approx(-0.5, abs=0.05)
     assert (noise[1:] * noise[:-1]).mean() > 0.2
+
+
+# ---------------------------------------- Recipes ----------------------------------------
+
+QUICK = ["--total-timesteps", "1024", "--eval-episodes", "1"]
+
+
+def test_recipes_are_whole():
+    for name in set(ALL) - set(ENTRIES):
+        assert set(ALL[name]) - {"edit", "flags"} == {"id", "title", "scripts", "idea"}
+        assert f"def test_{name.replace('-', '_')}" in Path(__file__).read_text()
+
+
+def test_recipe_01_memory_with_continuous_actions():
+    """Trains, evaluates, and is resumed; the first ratio is 1, or it would have ended by itself."""
+    module = load("ppo_lstm.py", "recipe-01")
+    flags = ["--num-envs", "4", "--env-id", "Pendulum-v1", "--observe", "0", "1"]
+    scores = module.main([*flags, *QUICK])
+    assert scores["greedy"][0] < 0
+    module.main(["--resume", scores["folder"], "--total-timesteps", "1536"])
+    agent = torch.load(f"{scores['folder']}/checkpoint.pt", weights_only=True)["agent"]
+    assert agent["log_std"].shape == (1,) and agent["log_std"] != 0
+
+
+@pytest.mark.parametrize("script", ALL["recipe-02"]["scripts"], indirect=True)
+def test_recipe_02_weights_and_biases(script, monkeypatch):
+    """Told once, with the settings and a name that a resume gives again; told when it is over."""
+    told = []
+    wandb = types.SimpleNamespace(
+        init=lambda **given: told.append(given), finish=lambda: told.append("over")
+    )
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    run = Run(load(script, "recipe-02"))
+    begun, over = told
+    assert over == "over" and begun["sync_tensorboard"] is True and begun["resume"] == "allow"
+    assert begun["config"]["num_envs"] == run.args.num_envs
+    assert Path(run.folder).name == begun["name"] and ":" not in begun["id"]
+
+
+def test_recipe_03_many_environments():
+    """As many gradient steps a row, on minibatches as large, as with the defaults."""
+    ppo = load("ppo.py")
+    flags = ALL["recipe-03"]["flags"].split()
+    many = ppo.Args(num_envs=int(flags[1]), num_steps=int(flags[3]), num_minibatches=int(flags[5]))
+    size = [args.batch_size // args.num_minibatches for args in (many, ppo.Args())]
+    assert size[0] == size[1] == 128 and many.update_epochs == ppo.Args().update_epochs
+    ppo.main([*flags, "--total-timesteps", "4096", "--eval-episodes", "0"])
+
+
+class Parts(gym.Env):
+    """A Dict of three parts."""
+
+    observation_space = gym.spaces.Dict(
+        {
+            "b": gym.spaces.Box(-1, 1, (2, 3), np.float32),
+            "a": gym.spaces.Discrete(4),
+            "c": gym.spaces.Box(-1, 1, (5,), np.float32),
+        }
+    )
+    action_space = gym.spaces.Discrete(3)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        self.steps += 1
+        return self.observation_space.sample(), 1.0, self.steps == 9, False, {}
+
+
+def test_recipe_04_a_network_for_dict_observations():
+    """Each part has a layer as wide as itself, in the order in which the parts are flattened."""
+    gym.register("Parts-v0", Parts)
+    module = load("ppo.py", "recipe-04")
+    module.main(["--env-id", "Parts-v0", *QUICK])
+    env = module.make_env(module.Args(env_id="Parts-v0"))
+    agent = module.Agent(env.observation_space, env.action_space)
+    sizes = [gym.spaces.flatdim(part) for part in Parts.observation_space.values()]
+    assert [layer.in_features for layer in agent.actor[0].layers] == sizes and sum(sizes) == 15
+    assert agent.value(torch.zeros(7, 15)).shape == (7,)
+    del gym.registry["Parts-v0"]
+
+
+def test_recipe_05_torch_compile(monkeypatch):
+    """Both networks are compiled; names of weights stay, so that the evaluation loads them."""
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda f: compiled.append(f.__name__) or f)
+    folder = load("ppo.py", "recipe-05").main(QUICK)["folder"]
+    assert compiled == ["policy", "value"]
+    names = torch.load(f"{folder}/checkpoint.pt", weights_only=True)["agent"]
+    env = gym.make("CartPole-v1")
+    plain = load("ppo.py").Agent(env.observation_space, env.action_space)
+    assert set(names) == set(plain.state_dict())
+
+
+class Game:
+    """A parallel game, as PettingZoo has them, of two agents who see and earn different things."""
+
+    possible_agents = ("left", "right")
+
+    def observation_space(self, agent):
+        return gym.spaces.Box(-9, 9, (2,), np.float32)
+
+    def action_space(self, agent):
+        return gym.spaces.Discrete(2)
+
+    def reset(self, seed=None, options=None):
+        self.steps = 0
+        return {"left": np.array([1, 0]), "right": np.array([-1, 0])}, {}
+
+    def step(self, actions):
+        self.steps += 1
+        obs = {"left": np.array([1, self.steps]), "right": np.array([-1, self.steps])}
+        rewards = {"left": float(actions["left"] == 0), "right": float(actions["right"] == 1)}
+        over, never = (dict.fromkeys(self.possible_agents, x) for x in (self.steps == 9, False))
+        return obs, rewards, over, never, {}
+
+
+def test_recipe_06_several_agents_of_one_game(monkeypatch):
+    """One policy learns what each of the two agents should do, which it tells by what they see."""
+    games = types.ModuleType("games")
+    games.make = Game
+    monkeypatch.setitem(sys.modules, "games", games)
+    module = load("ppo.py", "recipe-06")
+    flags = ["--env-id", "games:make", "--num-envs", "2", "--num-steps", "64"]
+    flags += ["--learning-rate", "0.01", "--total-timesteps", "6400", "--eval-episodes", "0"]
+    folder = module.main(flags)["folder"]
+    checkpoint = torch.load(f"{folder}/checkpoint.pt", weights_only=True)
+    assert np.mean(checkpoint["returns"][-10:]) > 8.5  # of 9
+    with pytest.raises(SystemExit):
+        module.main([*flags, "--num-envs", "4"])

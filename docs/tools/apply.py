@@ -15,9 +15,9 @@ from details import DOCS, ROOT, SCRIPTS, edited
 
 @cache
 def entries() -> dict[str, dict]:
-    """The entries by id, in the registry's order."""
-    found = tomllib.loads((DOCS / "beyond.toml").read_text())["entry"]
-    return {entry["id"]: entry for entry in found}
+    """The entries by id, in the registry's order, and then the recipes."""
+    found = tomllib.loads((DOCS / "beyond.toml").read_text())
+    return {entry["id"]: entry for entry in found["entry"] + found["recipe"]}
 
 
 def apply(script: str, *names: str) -> str:

@@ -22,7 +22,7 @@ A generated part stands between two comments, `<!-- begin KIND ARGUMENT -->` and
     course               the ten steps: what they are, what they reach
     step NAME            a step of the course: how to run it, what it changes, how it learns
     log NAME             what the log of a healthy run shows on the way
-    beyond               the entries of docs/beyond.toml
+    beyond KIND          the entries or the recipes of docs/beyond.toml
     exercises ID ...     how to start each, and how long it takes
     symptoms GROUP       what the log of ppo.py showed, broken in each way of a group
 
@@ -208,26 +208,30 @@ def build_step(name: str) -> str:
     return f"{command}\n\n```diff\n{body}\n```\n\n{figure}"
 
 
-def build_beyond() -> str:
-    """The entries of docs/beyond.toml, a section for each."""
+def build_beyond(kind: str) -> str:
+    """The entries or the recipes of docs/beyond.toml, a section for each."""
     parts = []
     for name, entry in apply.entries().items():
-        script = entry["scripts"][-1]
+        if not name.startswith(kind):
+            continue
+        script = entry["scripts"][0 if kind == "recipe" else -1]
         how = f"`python {script} {entry.get('flags')}`"
         if "edit" in entry:
-            old, new = ((ROOT / script).read_text(), apply.apply(script, name))
+            old, new = (ROOT / script).read_text(), apply.apply(script, name)
             lines = difflib.unified_diff(old.splitlines(), new.splitlines(), n=1, lineterm="")
             body = "\n".join("" if line.startswith("@@") else line for line in list(lines)[2:])
             how = f"`python docs/tools/apply.py {script} {name} > mine.py`\n\n```diff{body}\n```"
-        links = ", ".join(map(source_link, entry["source"]))
-        test = f"[{entry['test']}](../{tests()[entry['test']]})"
-        measured = effects.section(name) or "Not measured here so far."
-        parts.append(
-            f'<a id="{name}"></a>\n## {name} {entry["title"]}\n\n'
-            f"{entry['idea'].strip()}\n\n{how}\n\n"
-            f"**Elsewhere.** {entry['claim'].strip()} ({links})\n\n"
-            f"**It costs.** {entry['cost'].strip()} Tested by {test}.\n\n**Measured.** {measured}"
+        said = (
+            f'<a id="{name}"></a>\n### {name} {entry["title"]}\n\n{entry["idea"].strip()}\n\n{how}'
         )
+        test = entry.get("test") or next(t for t in tests() if name.replace("-", "_") in t)
+        said += f"\n\nTested by [{test}](../{tests()[test]})."
+        if kind == "beyond":
+            links = ", ".join(map(source_link, entry["source"]))
+            said += f"\n\n**Elsewhere.** {entry['claim'].strip()} ({links})"
+            said += f"\n\n**It costs.** {entry['cost'].strip()}"
+            said += f"\n\n**Measured.** {effects.section(name) or 'Not measured here so far.'}"
+        parts.append(said)
     return "\n\n".join(parts)
 
 
