@@ -196,7 +196,7 @@ def check(name: str) -> int:
         files = (ROOT / "ppo.py", path)
         right = len({ast.dump(ast.parse(file.read_text())) for file in files}) == 1
         other = f"not yet, or mended in another way: git diff --no-index ppo.py {path}"
-        print(f"{name}: {BUGS[name]['name']}. Mended." if right else other)
+        print(f"{name}: {BUGS[name]['name']}. Repaired." if right else other)
         return int(not right)
     if name != "all":
         return grade(name, path)
