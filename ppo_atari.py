@@ -170,7 +170,7 @@ class EpisodicLife(gym.Wrapper):
     def step(self, action):
         obs, reward, terminated, truncated, info = self.env.step(action)
         self.game_over = terminated or truncated
-        lost = 0 < info["lives"] < self.lives  # at 0 lives some games play on for a few frames
+        lost = 0 < info["lives"] < self.lives  # at 0 lives some games play on for a while
         self.lives = info["lives"]
         return obs, reward, terminated or lost, truncated, info
 
@@ -687,7 +687,7 @@ def main(argv: list[str] | None = None) -> dict:
     flag = "--resume" if args.evaluate is None else "--evaluate"
     run = args.resume if args.evaluate is None else args.evaluate
     name = f"{args.env_id}__{SCRIPT}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
-    folder = Path(f"runs/{name.replace('/', '-')}" if run is None else run)
+    folder = Path(f"runs/{name.replace('/', '-').replace(':', '-')}" if run is None else run)
     if run is not None:
         saved, checkpoint = load(folder)  # its settings, which flags given now replace
         args = replace(tyro.cli(Args, args=argv, default=saved), resume=None, evaluate=None)

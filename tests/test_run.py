@@ -94,7 +94,7 @@ def test_equal_seeds_give_equal_weights(ppo, script):
 def test_what_a_run_leaves_behind(capsys):
     scores = load("ppo.py").main(known("Ends", 3, "--eval-episodes", "2"))
     out, folder = capsys.readouterr().out, Path(scores["folder"])
-    assert folder.name.startswith("known_envs:Ends-v0__ppo__1__")
+    assert folder.name.startswith("known_envs-Ends-v0__ppo__1__")
     left = sorted(path.name.split(".")[0] for path in folder.iterdir())
     assert left == ["args", "checkpoint", "events"]
     settings = json.loads((folder / "args.json").read_text())
