@@ -6,6 +6,7 @@ from functools import cache
 
 import intervals
 import numpy as np
+import pandas as pd
 import results
 import tables
 from details import registry
@@ -69,8 +70,8 @@ class Effect:
         return f"{said} ({stopped})" if self.stopped else said
 
 
-def scores_of(runs, variant: str, detail: str):
-    """Scores of a variant by seed, and how many of its runs stopped by themselves."""
+def scores_of(runs: pd.DataFrame, variant: str, detail: str) -> pd.Series:
+    """Scores of a variant by seed; NaN where a run stopped by itself."""
     found = runs[runs["variant"] == variant].set_index("seed")
     column = "sampled" if detail in PLAYED else "window" if "window" in found else "score"
     return found[column]
