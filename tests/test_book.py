@@ -202,7 +202,9 @@ def test_a_phone_shows_every_page_without_scrolling_sideways(site):
 def test_no_table_is_higher_than_a_screen_and_a_half(site):
     heights = """return [...document.querySelectorAll("table:not(.highlighttable)")]
         .map(table => table.offsetHeight)"""
-    for page in sorted(site.glob("*.html")):
+    pages = [page for page in site.glob("*.html") if page.read_text().count("<tr") > 15]
+    assert len(pages) > 5
+    for page in pages:  # the others have only short ones
         assert max(look(page, heights, WIDE), default=0) < 1.5 * 1000, page.name
 
 
