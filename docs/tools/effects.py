@@ -16,7 +16,7 @@ from statsmodels.stats.multitest import multipletests
 
 ALL = [name for name, experiment in EXPERIMENTS.items() if experiment.ablated]
 NAMES = [name for name in ALL if "beyond" not in name]  # those of the details
-# A detail that never acts in the runs with it can't matter there: what says so, and below what.
+# A detail that hardly acts in the runs with it can't matter there: what says so, and below what.
 ACTS = {"core-08": ("clipfrac", 0.01)}
 
 
@@ -33,9 +33,7 @@ class Effect:
     with_it: np.ndarray  # a score per seed
     without: np.ndarray  # a run that stopped by itself counts with what it scored at the start
     start: float  # mean return of the first episodes: what nothing learned is worth
-    gain: (
-        float  # what there is to learn: what all details reach, at the usual rate, above the start
-    )
+    gain: float  # what there is to learn: what all details reach at the usual rate, less the start
     acts: bool = True
     stopped: int = 0  # runs without it that stopped by themselves
     p: float = field(default=np.nan)  # of no difference, corrected for the whole table

@@ -61,9 +61,8 @@ GYM_1_4 = [
 ]
 GYM_1_4_CLIP = [["np.clip(obs, -10, 10))", "np.clip(obs, -10, 10), env.observation_space)"]]
 RATES = {"": 1, ", 4 times the rate": 4, ", 16 times the rate": 16}  # the learning rate's
-STRESSED = [
-    n for n in registry() if n.startswith("core") and n != "core-12"
-]  # which changes nothing
+# core-12 only logs.
+STRESSED = [name for name in registry() if name.startswith("core") and name != "core-12"]
 COURSE = sorted((DOCS / "course").glob("*.py"))
 
 
