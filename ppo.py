@@ -1,6 +1,6 @@
 """Proximal Policy Optimization (PPO) in one file: vector observations, discrete actions.
 
-    python ppo.py                                 CartPole-v1, 500,000 steps, under a minute
+    python ppo.py                                 CartPole-v1, 500,000 steps, about a minute
     python ppo.py --env-id Acrobot-v1 --seed 2    any Gymnasium environment that fits
     tensorboard --logdir runs                     the curves, live
 
@@ -110,7 +110,7 @@ def make_envs(args: Args) -> gym.vector.VectorEnv:
 
 
 # [extra-04] Seeds that no two runs share, nor a run and its evaluation
-# If env i had seed + i, runs 1 and 2 would share all envs but one: their scores would depend.
+# With seed + i for env i, runs 1 and 2 would share all envs but one: no independent scores.
 def spawn_seeds(seed: int, stage: str, n: int) -> list[int]:
     """n seeds for a stage of the run, "train from 0" or "evaluate"."""
     return np.random.SeedSequence([seed, *stage.encode()]).generate_state(n, np.uint64).tolist()
@@ -141,7 +141,7 @@ def mlp(inputs: int, outputs: int, gain: float) -> nn.Sequential:
 
 
 class Categorical:
-    """Distribution over actions from logits (..., actions); torch's takes four times as long."""
+    """Distribution over actions from logits (..., actions); at least 4 times as fast as torch's."""
 
     def __init__(self, logits: torch.Tensor):
         self.logp = logits.log_softmax(-1)
@@ -319,8 +319,8 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
                 policy_loss = -torch.min(ratio * mb_advantages, clipped * mb_advantages).mean()
 
                 # [core-09] Value function loss clipping
-                # The worse of two errors: the new value's, and that which it would have if held
-                # within epsilon of the old value. Studies saw no gain, and epsilon ignores the
+                # The worse of two errors: that of the new value, and that of the new value held
+                # within epsilon of the old one. Studies saw no gain, and epsilon ignores the
                 # scale of returns. Source: ppo2/model.py#L68-L75.
                 error = (new_values - mb_returns) ** 2
                 if args.clip_vloss:

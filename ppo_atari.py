@@ -63,7 +63,7 @@ cv2.setNumThreads(1)  # pictures this small gain nothing from a second core
 
 @dataclass
 class Args:
-    """PPO for Atari games. Defaults are the official ones; CleanRL's ppo_atari.py has the same."""
+    """PPO for Atari games. PPO's settings are the official ones, which CleanRL has, too."""
 
     env_id: str = "BreakoutNoFrameskip-v4"  # GameNoFrameskip-v4 or ALE/Game-v5, which play the same
     seed: int = 1  # same seed, machine and versions on a CPU: bit-identical weights
@@ -110,7 +110,7 @@ class Args:
 
 
 # [atari-01 1/2] No-op reset
-# Every game would start in the same frame: a policy could learn one sequence by heart.
+# Most games would start in the same frame: a policy could learn one sequence by heart.
 # Source: common/atari_wrappers.py#L12-L39.
 class NoopReset(gym.Wrapper):
     """Starts a game with 1 to 30 raw frames in which nothing is pressed."""
@@ -125,7 +125,7 @@ class NoopReset(gym.Wrapper):
 
 
 # [atari-02 1/2] Frame skip with a maximum over two frames
-# The console draws some sprites in every other frame only: the maximum of two holds them all.
+# Many games draw some sprites in every other frame only: the maximum of two holds them.
 # Source: common/atari_wrappers.py#L97-L123.
 # DEVIATION: the two frames are cleared at a reset, where the official code keeps the last game's.
 class MaxAndSkip(gym.Wrapper):
@@ -193,7 +193,7 @@ class FireReset(gym.Wrapper):
 
 # [atari-05 1/2] Grey frames of 84 x 84
 # A fourteenth of the numbers, with what matters still visible. INTER_AREA averages what it merges,
-# so that a ball of two pixels does not vanish. Source: common/atari_wrappers.py#L134-L185.
+# so that a shot one pixel wide does not vanish. Source: common/atari_wrappers.py#L134-L185.
 class WarpFrame(gym.ObservationWrapper):
     """RGB (210, 160, 3) -> grey (84, 84), both uint8."""
 
@@ -240,7 +240,7 @@ def make_env(args: Args, video: Path | None = None) -> gym.Env:
         env = gym.wrappers.RecordVideo(env, str(video), lambda game: game == 0, **film)
 
     # [atari-03 2/3] A lost life ends the episode, not the game
-    # Scores are kept before lives and signs come in: of whole games, in the game's own points.
+    # Scores are counted before lives and signs come in: for whole games, in the game's own points.
     env = EpisodicLife(gym.wrappers.RecordEpisodeStatistics(env))
 
     # [atari-04 2/2] FIRE after a reset
@@ -251,8 +251,8 @@ def make_env(args: Args, video: Path | None = None) -> gym.Env:
     env = WarpFrame(env)  # after the maximum: that of grey frames would be another
 
     # [atari-06 1/2] Reward clipping to the sign
-    # One learning rate and one value scale for all games; 10 points count as 1. It is the sign of 4
-    # frames' sum, so a step can't earn 4. Source: common/atari_wrappers.py#L125-L131.
+    # One learning rate and one value scale for all games; 10 points count as 1. The sign is that of
+    # the sum over 4 frames: a step can't earn 4. Source: common/atari_wrappers.py#L125-L131.
     env = gym.wrappers.TransformReward(env, np.sign)
 
     # [atari-07 2/2] Frame stack
@@ -272,7 +272,7 @@ def make_envs(args: Args) -> gym.vector.VectorEnv:
 
 
 # [extra-04] Seeds that no two runs share, nor a run and its evaluation
-# If env i had seed + i, runs 1 and 2 would share all envs but one: their scores would depend.
+# With seed + i for env i, runs 1 and 2 would share all envs but one: no independent scores.
 def spawn_seeds(seed: int, stage: str, n: int) -> list[int]:
     """n seeds for a stage of the run, "train from 0" or "evaluate"."""
     return np.random.SeedSequence([seed, *stage.encode()]).generate_state(n, np.uint64).tolist()
@@ -292,7 +292,7 @@ def layer_init(layer: nn.Linear, gain: float = 2**0.5) -> nn.Linear:
 
 
 class Categorical:
-    """Distribution over actions from logits (..., actions); torch's takes four times as long."""
+    """Distribution over actions from logits (..., actions); at least 4 times as fast as torch's."""
 
     def __init__(self, logits: torch.Tensor):
         self.logp = logits.log_softmax(-1)
@@ -312,7 +312,7 @@ class Categorical:
 
 
 # [atari-08 1/4] Shared Nature CNN
-# Seeing is learned once, for both heads; vf_coef sets how much the value has to say in it.
+# What to see is learned once, for both heads; vf_coef weighs the value's part in it.
 # Source: Mnih et al. 2015; common/models.py#L15-L26, common/policies.py#L156-L157.
 class Agent(nn.Module):
     """One network with two heads: the policy (actor) and the value function (critic)."""
@@ -461,7 +461,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
                 dones[t] = terminated[t] | truncated[t]
                 if dones[t].any():
                     # [atari-03 3/3] A lost life ends the episode, not the game
-                    # Logged are whole games, which may have many episodes.
+                    # The log shows whole games, each of which may have many episodes.
                     over, episode_return, episode_length = map(np.array, map(envs.get_attr, SCORES))
                     step = ((iteration - 1) * args.num_steps + t) * args.num_envs * PROCESSES
                     for i in np.flatnonzero(over):  # + i: no two envs log at the same step
@@ -523,8 +523,8 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
                 policy_loss = -torch.min(ratio * mb_advantages, clipped * mb_advantages).mean()
 
                 # [core-09] Value function loss clipping
-                # The worse of two errors: the new value's, and that which it would have if held
-                # within epsilon of the old value. Studies saw no gain, and epsilon ignores the
+                # The worse of two errors: that of the new value, and that of the new value held
+                # within epsilon of the old one. Studies saw no gain, and epsilon ignores the
                 # scale of returns. Source: ppo2/model.py#L68-L75.
                 error = (new_values - mb_returns) ** 2
                 if args.clip_vloss:
@@ -556,7 +556,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
             # [aux-03] Early stopping on KL
             # CleanRL's rule, checked after each epoch on its last minibatch; ppo2 has none.
             # [aux-02 5/6] Parallel gradient update
-            # By the mean of all processes: one that stopped alone would leave the others waiting.
+            # By the mean over processes: if one stopped alone, gradients of two updates would mix.
             average([kl := (ratio - 1 - log_ratio).detach().mean()])
             if args.target_kl is not None and kl > args.target_kl:
                 break
@@ -660,8 +660,8 @@ def evaluate(args: Args, checkpoint: dict, folder: Path, mode: str) -> list[floa
         (obs, _), total, steps, over = env.reset(seed=seed), 0.0, 0, False
         while not over and steps < 27_000:  # Atari's own limit, in steps of 4 frames
             # [atari-06 2/2] Reward clipping to the sign
-            # Whole games in their own points, each life begun as in training. A game may end in
-            # the no-op of that beginning, too; its own limit is 108,000 frames.
+            # Scores are of whole games in their own points; each life begins as in training, and
+            # the no-op at its beginning may end the game. A game's own limit is 108,000 frames.
             games = env.get_wrapper_attr("episode_count")
             with torch.inference_mode():
                 dist, _ = agent(torch.as_tensor(obs)[None])  # (1, 4, 84, 84)

@@ -53,7 +53,7 @@ if sys.platform == "linux" and "DISPLAY" not in os.environ and "--capture" in " 
 
 @dataclass
 class Args:
-    """PPO for continuous actions. Defaults are those of CleanRL's ppo_continuous_action.py."""
+    """PPO for continuous actions. CleanRL's ppo_continuous_action.py has the same settings."""
 
     env_id: str = "HalfCheetah-v5"  # Gymnasium id; module:Name-v0 imports your module first
     seed: int = 1  # same seed, machine and versions on a CPU: bit-identical weights
@@ -118,7 +118,7 @@ def make_envs(args: Args) -> gym.vector.VectorEnv:
 
 
 # [extra-04] Seeds that no two runs share, nor a run and its evaluation
-# If env i had seed + i, runs 1 and 2 would share all envs but one: their scores would depend.
+# With seed + i for env i, runs 1 and 2 would share all envs but one: no independent scores.
 def spawn_seeds(seed: int, stage: str, n: int) -> list[int]:
     """n seeds for a stage of the run, "train from 0" or "evaluate"."""
     return np.random.SeedSequence([seed, *stage.encode()]).generate_state(n, np.uint64).tolist()
@@ -226,7 +226,7 @@ class Agent(nn.Module):
     # Unscaled, large features saturate the tanh units and small ones go unseen.
     # Source: common/vec_env/vec_normalize.py#L36-L42.
     # [continuous-07] Observation clipping
-    # A feature that moves after a long standstill would be thousands of standard deviations away.
+    # A feature that first moves after n equal rows would be sqrt(n) standard deviations away.
     def normalize(self, obs: np.ndarray) -> np.ndarray:
         """Raw observations (..., D) as the networks want them, in float32."""
         return ((obs - self.obs_stats.mean) / self.obs_stats.std()).clip(-10, 10).astype(np.float32)
@@ -352,13 +352,13 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
                     current_obs, _ = envs.reset(options={"reset_mask": dones[t]})
 
                 # [continuous-06 3/3] Observation normalization
-                # After an end the reset's is counted; an episode's last one is only normalized.
+                # After an end the reset's is counted; an episode's last one is normalized only.
                 agent.obs_stats.update(current_obs)
                 current_obs = agent.normalize(current_obs)
                 next_obs[t] = agent.normalize(next_obs[t]) if dones[t].any() else current_obs
 
                 # [continuous-08 2/2] Reward scaling
-                # By the spread of discounted returns. Their mean stays, or the task would change.
+                # Divides by discounted returns' spread. Their mean stays, or the task would change.
                 # Source: common/vec_env/vec_normalize.py#L28-L33. DEVIATION: --gamma, not 0.99.
                 # [continuous-09] Reward clipping
                 # Matters in the first steps, while the divisor is a guess. Source: the same, L32.
@@ -409,8 +409,8 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
                 policy_loss = -torch.min(ratio * mb_advantages, clipped * mb_advantages).mean()
 
                 # [core-09] Value function loss clipping
-                # The worse of two errors: the new value's, and that which it would have if held
-                # within epsilon of the old value. Studies saw no gain, and epsilon ignores the
+                # The worse of two errors: that of the new value, and that of the new value held
+                # within epsilon of the old one. Studies saw no gain, and epsilon ignores the
                 # scale of returns. Source: ppo2/model.py#L68-L75.
                 error = (new_values - mb_returns) ** 2
                 if args.clip_vloss:

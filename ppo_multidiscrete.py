@@ -112,7 +112,8 @@ class ActionMask(gym.Wrapper):
     def read(self, info: dict) -> None:
         self.mask = self.exists.copy()  # a component with fewer than K choices: False behind them
         if self.obey and (flags := info.get("action_mask")) is not None:
-            self.mask[self.exists] = np.concatenate([np.ravel(part) for part in flags]) > 0
+            flags = np.concatenate([np.ravel(part) for part in flags]) > 0
+            self.mask[self.exists] = flags.reshape(self.exists.sum())  # one each, or an error
         if not self.mask.any(1).all():
             raise ValueError("action_mask leaves nothing valid: end the episode before that state")
 
@@ -164,7 +165,7 @@ def make_envs(args: Args) -> gym.vector.VectorEnv:
 
 
 # [extra-04] Seeds that no two runs share, nor a run and its evaluation
-# If env i had seed + i, runs 1 and 2 would share all envs but one: their scores would depend.
+# With seed + i for env i, runs 1 and 2 would share all envs but one: no independent scores.
 def spawn_seeds(seed: int, stage: str, n: int) -> list[int]:
     """n seeds for a stage of the run, "train from 0" or "evaluate"."""
     return np.random.SeedSequence([seed, *stage.encode()]).generate_state(n, np.uint64).tolist()
@@ -393,8 +394,8 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
                 policy_loss = -torch.min(ratio * mb_advantages, clipped * mb_advantages).mean()
 
                 # [core-09] Value function loss clipping
-                # The worse of two errors: the new value's, and that which it would have if held
-                # within epsilon of the old value. Studies saw no gain, and epsilon ignores the
+                # The worse of two errors: that of the new value, and that of the new value held
+                # within epsilon of the old one. Studies saw no gain, and epsilon ignores the
                 # scale of returns. Source: ppo2/model.py#L68-L75.
                 error = (new_values - mb_returns) ** 2
                 if args.clip_vloss:

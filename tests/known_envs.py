@@ -173,7 +173,7 @@ class Unbounded(Ends):
 class Masked(Ends):
     """Ends, whose info says which choices are valid, of one component or (`pair`) of two; nothing
     is valid in the last state of an episode, and every fourth state comes without a mask. `stuck`:
-    nothing is valid after the second step; `short`: a flag is missing."""
+    nothing is valid after the second step; `short`: one flag for all."""
 
     def __init__(self, kind="one", render_mode=None):
         super().__init__()
@@ -190,7 +190,7 @@ class Masked(Ends):
             self.mask = [np.ones_like(part) for part in self.mask]
             return {} if self.episode % 2 else {"action_mask": None}
         if self.kind == "short":
-            return {"action_mask": self.mask[0][1:]}
+            return {"action_mask": self.mask[0][:1]}  # NumPy would spread it over all choices
         return {"action_mask": tuple(self.mask) if self.kind == "pair" else self.mask[0]}
 
     def reset(self, seed=None, options=None):

@@ -344,3 +344,117 @@ def test_recipe_06_several_agents_of_one_game(monkeypatch):
     assert np.mean(checkpoint["returns"][-10:]) > 8.5  # of 9
     with pytest.raises(SystemExit):
         module.main([*flags, "--num-envs", "4"])
+
+
+def test_recipe_07_memory_with_atari():
+    """Reading a rollout again gives what acting gave, step by step; nothing is remembered across
+    an episode's end, and up to there everything. A run in which lives are lost goes on: the first
+    ratio of each update is 1."""
+    module = load("ppo_atari.py", "recipe-07")
+    agent = module.Agent(gym.spaces.Box(0, 255, (4, 84, 84), np.uint8), gym.spaces.Discrete(6))
+    obs = torch.randint(0, 256, (5, 2, 4, 84, 84), dtype=torch.uint8)
+    dones = torch.zeros(5, 2, dtype=torch.bool)
+    dones[2, 0] = True
+    begin = torch.randn(2, 2, 128)
+    _, whole, last = agent(obs, begin, dones)
+    state = begin
+    for t in range(5):
+        _, value, state = agent(obs[t : t + 1], state)
+        torch.testing.assert_close(value[0], whole[t], atol=1e-5, rtol=1e-4)
+        state[:, dones[t]] = 0
+    torch.testing.assert_close(state, last, atol=1e-5, rtol=1e-4)
+    _, otherwise, _ = agent(torch.cat([255 - obs[:1], obs[1:]]), begin, dones)
+    changed = (otherwise - whole).abs() > 1e-6
+    assert changed.T.tolist() == [[True] * 3 + [False] * 2, [True] * 5]
+
+    sizes = ["--num-envs", "2", "--num-steps", "32", "--total-timesteps", "256"]
+    flags = ["--update-epochs", "1", "--learning-rate", "0.01", "--eval-episodes", "0"]
+    module.main([*sizes, *flags, "--num-minibatches", "2"])
+    with pytest.raises(SystemExit):
+        module.main([*sizes, "--num-minibatches", "4"])
+
+
+def follows(obs: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """Whether each stack of frames goes on with that before."""
+    return (obs[:, :3] == before[:, 1:]).all((1, 2, 3))
+
+
+def test_recipe_08_ales_vector_environment():
+    """A lost life ends an episode and goes on with the game; a finished game shows its last
+    picture first, and the next game's after the reset. Returns are of whole games."""
+    module = load("ppo_atari.py", "recipe-08")
+    envs = module.make_envs(module.Args(num_envs=2))
+    obs, _ = envs.reset(seed=module.spawn_seeds(1, "train from 0", 2))
+    generator, sums = np.random.default_rng(1), np.zeros(2)
+    lives, games = 0, 0
+    while games < 3:
+        before = obs.copy()
+        obs, rewards, terminated, _, _ = envs.step(generator.integers(0, 4, 2))
+        over = envs.get_attr("game_over")
+        assert follows(obs, before).all() and np.isin(rewards, [-1, 0, 1]).all()
+        assert not (over & ~terminated).any()
+        sums += rewards  # no brick of the lowest rows is worth more than 1
+        np.testing.assert_array_equal(envs.get_attr("episode_returns")[over], sums[over])
+        sums[over] = 0
+        lives, games = lives + int((terminated & ~over).sum()), games + int(over.sum())
+        if terminated.any():
+            last, (obs, _) = obs.copy(), envs.reset(options={"reset_mask": terminated})
+            assert ((obs == last).all((1, 2, 3)) == ~over).all()
+            assert not obs[over, :3].any()  # black but for the newest
+    assert lives >= 4 * games  # of five lives the fifth ends the game
+    module.main(["--num-envs", "4", "--num-steps", "8", *QUICK[:1], "64", "--eval-episodes", "0"])
+
+
+class Pool:
+    """Stands in for EnvPool, which is too large for a test: two games of three lives of two steps
+    each. What has ended is reset by its next step; a step may be of some games only."""
+
+    observation_space = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
+    action_space = gym.spaces.Discrete(4)
+
+    def picture(self, ids):
+        obs = np.zeros((len(ids), 4, 84, 84), np.uint8)
+        obs[:, :, 0, 0] = 10 * self.t[ids, None] + np.arange(4)
+        return obs
+
+    def reset(self):
+        self.t = np.arange(2)  # steps of the game; the second is one ahead
+        self.ended = np.zeros(2, bool)
+        return self.picture(np.arange(2)), {"env_id": np.arange(2)}
+
+    def step(self, actions, env_id=None):
+        ids = np.arange(2) if env_id is None else env_id
+        assert len(actions) == len(ids) and actions.dtype == np.int32
+        begin = self.ended[ids]
+        self.t[ids] = np.where(begin, self.t[ids] % 6, self.t[ids] + 1)
+        self.ended[ids] = ~begin & (self.t[ids] % 2 == 0)
+        infos = {"env_id": ids, "terminated": (self.ended[ids] & (self.t[ids] == 6)).astype(int)}
+        never = np.zeros(len(ids), bool)
+        return self.picture(ids), 5.0 * ~begin, self.ended[ids].copy(), never, infos
+
+
+def test_recipe_09_envpool(monkeypatch):
+    """Every row has an action: the step that resets is taken at once, for what has ended only."""
+    made = []
+    pool = types.SimpleNamespace(make=lambda *given, **how: made.append((given, how)) or Pool())
+    monkeypatch.setitem(sys.modules, "envpool", pool)
+    module = load("ppo_atari.py", "recipe-09")
+    envs = module.make_envs(module.Args(num_envs=2))
+    envs.reset(seed=module.spawn_seeds(1, "train from 0", 2))
+    (given, how) = made[-1]
+    assert given == ("Breakout-v5", "gymnasium") and how["episodic_life"] and how["seed"] < 2**31
+    told = []
+    for _ in range(12):
+        _, rewards, terminated, _, _ = envs.step(np.zeros(2, int))
+        assert rewards.tolist() == [1, 1]
+        over = envs.get_attr("game_over")
+        told.append((bool(terminated[0]), bool(over[0]), envs.get_attr("episode_returns")[0]))
+        assert terminated[0] != terminated[1]
+        if terminated.any():
+            obs, _ = envs.reset(options={"reset_mask": terminated})
+            assert obs[:, 0, 0, 0].tolist() == [10 * (len(told) % 6), 10 * ((len(told) + 1) % 6)]
+    life = [(False, False), (True, False)]
+    assert [x[:2] for x in told] == ([*life, *life, (False, False), (True, True)] * 2)
+    assert [x[2] for x in told] == [5.0 * i for i in range(1, 7)] * 2
+    flags = ["--num-envs", "2", "--num-steps", "8", "--num-minibatches", "2"]
+    module.main([*flags, "--total-timesteps", "32", "--eval-episodes", "0"])

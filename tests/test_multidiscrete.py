@@ -184,6 +184,14 @@ def test_nothing_valid_stops_the_run(ppo):
 
 
 @pytest.mark.parametrize("script", ["ppo_multidiscrete.py"], indirect=True)
+def test_a_mask_of_another_size(ppo, capsys):
+    """Each choice has a flag of its own; one flag is not taken for all."""
+    with pytest.raises(SystemExit):
+        ppo.main(["--env-id", "known_envs:Masked-short-v0"])
+    assert "can't be made, reset and stepped: ValueError" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", ["ppo_multidiscrete.py"], indirect=True)
 @pytest.mark.parametrize("kind", ["one", "pair"])
 def test_strict_environments(ppo, kind):
     """An environment may refuse invalid actions, and leave nothing valid in an episode's last

@@ -78,7 +78,7 @@ def mlp(inputs: int, outputs: int, gain: float) -> nn.Sequential:
 
 
 class Categorical:
-    """Distribution over actions from logits (..., actions); torch's takes four times as long."""
+    """Distribution over actions from logits (..., actions); at least 4 times as fast as torch's."""
 
     def __init__(self, logits: torch.Tensor):
         self.logp = logits.log_softmax(-1)
@@ -200,8 +200,8 @@ def train(args: Args) -> None:
                 clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)
                 policy_loss = -torch.min(ratio * mb_advantages, clipped * mb_advantages).mean()
 
-                # The worse of two errors: the new value's, and that which it would have if held
-                # within epsilon of the old value.
+                # The worse of two errors: that of the new value, and that of the new value held
+                # within epsilon of the old one.
                 error = (new_values - mb_returns) ** 2
                 if args.clip_vloss:
                     near = mb_values + (new_values - mb_values).clamp(-clip_coef, clip_coef)

@@ -19,6 +19,7 @@ class Experiment:
     edits: dict[str, list[list[str]]] = field(default_factory=dict)  # variant -> [find, replace]s
     # Detail -> pairs of variants, one with it and one without it.
     ablated: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    base: str = ""  # the experiment that has run the variants without, where they are its own
     logged: dict[str, str] = field(  # column -> TensorBoard tag, of which it is the mean
         default_factory=lambda: {
             "explained_variance": "losses/explained_variance",
@@ -81,11 +82,14 @@ def cleanrl(envs: list[str], flags: str, seeds: range) -> Experiment:
     )
 
 
-def beyond(tasks: list[str], ids: list[str], more: str, seeds: range) -> Experiment:
-    """ppo_continuous.py on each task as it is, and with each entry of docs/beyond.toml."""
-    found = Experiment({}, seeds, may_stop=True, bins=50)
+def beyond(tasks: list[str], ids: list[str], more: str, base: str = "") -> Experiment:
+    """ppo_continuous.py on each task with entries of docs/beyond.toml, five seeds; and as it is,
+    unless `base` has run that."""
+    found = Experiment({}, range(1, 6), may_stop=True, bins=50, base=base)
     for task in tasks:
-        found.variants[task] = command = f"ppo_continuous.py --env-id {task}{more}"
+        command = f"ppo_continuous.py --env-id {task}{more}"
+        if not base or task not in EXPERIMENTS[base].variants:
+            found.variants[task] = command
         for name in ids:
             entry, changed = apply.entries()[name], f"{task} with {name}"
             found.variants[changed] = f"{command} {entry.get('flags', '')}"
@@ -261,19 +265,6 @@ EXPERIMENTS = {
         seeds=range(1, 11),
         figures={"LunarLander-v3": ["LunarLander-v3", "LunarLander-v3 limits as deaths"]},
     ),
-    # What docs/beyond.toml adds.
-    "beyond-std": beyond(
-        ["HalfCheetah-v4", "Walker2d-v4", "Hopper-v4", "Ant-v4"],
-        ["beyond-01", "beyond-02"],
-        " --eval-episodes 0",
-        range(1, 6),
-    ),
-    "beyond": beyond(
-        ["HalfCheetah-v4", "Hopper-v4"],
-        [name for name in apply.entries() if name > "beyond-02"],
-        " --total-timesteps 300000 --eval-episodes 0",
-        range(1, 6),
-    ),
     # The steps of the course. The last trains the weights of ppo.py bit for bit, says a test.
     "course": Experiment(
         variants={step.stem: f"docs/course/{step.name}" for step in COURSE[:-1]}
@@ -301,3 +292,16 @@ EXPERIMENTS = {
         bins=0,
     ),
 }
+
+# What docs/beyond.toml adds.
+EXPERIMENTS["beyond-std"] = beyond(
+    ["HalfCheetah-v4", "Walker2d-v4", "Hopper-v4", "Ant-v4"],
+    ["beyond-01", "beyond-02"],
+    " --eval-episodes 0",
+    base="mujoco",
+)
+EXPERIMENTS["beyond"] = beyond(
+    ["HalfCheetah-v4", "Hopper-v4"],
+    [name for name in apply.entries() if "beyond-03" <= name < "recipe"],
+    " --total-timesteps 300000 --eval-episodes 0",
+)

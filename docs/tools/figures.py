@@ -1,6 +1,9 @@
 """The figures of docs/figures, from docs/results: readable on white and on black, and the same
 bytes whenever they are drawn."""
 
+import re
+
+import apply
 import effects
 import intervals
 import matplotlib.pyplot as plt
@@ -54,13 +57,14 @@ def draw(name: str) -> None:
     if name.startswith("stress"):
         for detail in experiment.ablated:
             stress(name, detail)
-        rank()
         return
     for detail, cases in experiment.ablated.items():
         if cases := [case for case in cases if set(case) <= set(curves)]:
             ablation(name, detail, cases, curves)
-    if experiment.ablated:
-        rank()
+    if "beyond" in name:
+        rank("beyond", ["beyond-std", "beyond"], apply.entries())
+    elif experiment.ablated:
+        rank("ablations", [x for x in effects.NAMES if "stress" not in x], registry())
     if name == "course":
         staircase(curves)
 
@@ -130,34 +134,37 @@ def stress(name: str, detail: str) -> None:
     save(fig, f"{name}-{detail}")
 
 
-def rank() -> None:
+def rank(figure: str, names: list[str], titles: dict[str, dict]) -> None:
     """What every detail adds, as a share of what there is to learn: a panel for each experiment."""
-    panels = {name: sorted(effects.effects(name), key=lambda e: e.share) for name in effects.NAMES}
-    panels = {name: found for name, found in panels.items() if found and "stress" not in name}
+    panels = {name: sorted(effects.effects(name), key=lambda e: e.share) for name in names}
+    panels = {name: found for name, found in panels.items() if found}
+    limits = (-1, 3) if figure == "beyond" else (-0.5, 1.5)
     sizes = [len(found) + 2 for found in panels.values()]
-    fig, grid = plt.subplots(
-        len(panels), 1, figsize=(9, 0.22 * sum(sizes)), height_ratios=sizes, sharex=True
-    )
-    for axes, (name, found) in zip(grid, panels.items()):
+    shape = {"figsize": (9, 0.22 * sum(sizes) + 0.4), "height_ratios": sizes, "sharex": True}
+    fig, grid = plt.subplots(len(panels), 1, squeeze=False, **shape)
+    for axes, (name, found) in zip(grid[:, 0], panels.items()):
         command = next(iter(EXPERIMENTS[name].variants.values()))
-        axes.set_title(command.split()[0], color=GREY, fontsize=10, loc="left")
+        steps = re.search(r"--total-timesteps (\d+)|$", command)[1] or 10**6
+        title = command.split()[0] + f", {int(steps):,} steps" * (figure == "beyond")
+        axes.set_title(title, color=GREY, fontsize=10, loc="left")
         for place, e in enumerate(found):
             low, high = e.interval or (e.adds, e.adds)
             shares = np.array([low, high, e.adds]) / e.gain
-            shown = shares.clip(-0.5, 1.5)
+            shown = shares.clip(*limits)
             told = e.verdict.split(";")[0].split(" (")[0]
             color = {"helps": BLUE, "hurts": RED}.get(told, GREY)
             marker = "o" if shown[2] == shares[2] else "<>"[int(shares[2] > 0)]  # further out
             axes.plot(shown[:2], [place, place], color=color, linewidth=2)
             fill = "none" if e.interval is None else color
             axes.plot(shown[2], place, marker, color=color, markerfacecolor=fill)
-        labels = [f"{registry()[e.detail]['title']} ({e.detail}), {e.case}" for e in found]
+        tasks = [e.case.split(" with ")[0] for e in found]
+        labels = [f"{titles[e.detail]['title']} ({e.detail}), {x}" for e, x in zip(found, tasks)]
         axes.set_yticks(range(len(found)), labels, fontsize=8)
         axes.set_ylim(-1, len(found))
         axes.axvline(0, color=GREY, linestyle="--", linewidth=1)
-    grid[-1].xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
-    grid[-1].set_xlabel("what the detail adds, as a share of what is learned", loc="right")
-    save(fig, "ablations")
+    grid[-1, 0].xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
+    grid[-1, 0].set_xlabel("what it adds, as a share of what is learned", loc="right")
+    save(fig, figure)
 
 
 def speed() -> None:

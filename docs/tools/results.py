@@ -10,15 +10,31 @@ from experiment_list import BREAKS, EXPERIMENTS
 
 def runs(name: str) -> pd.DataFrame:
     """A row per run, in the order of the experiment's variants, then by seed."""
-    found = tables.read(name)
-    found["variant"] = pd.Categorical(found["variant"], list(EXPERIMENTS[name].variants))
+    found, names = with_base(name), list(EXPERIMENTS[name].variants)
+    names += sorted(without(name) - set(names))
+    found["variant"] = pd.Categorical(found["variant"], names)
     return found.dropna(subset="variant").sort_values(["variant", "seed"])
+
+
+def without(name: str) -> set[str]:
+    """The variants that lack a detail or an edit."""
+    return {pair[1] for pairs in EXPERIMENTS[name].ablated.values() for pair in pairs}
+
+
+def with_base(name: str, part: str = "") -> pd.DataFrame:
+    """A table of an experiment and, below it, what its base has of the variants without."""
+    found, base = tables.read(f"{name}{part}"), EXPERIMENTS[name].base
+    if not base:
+        return found
+    more = tables.read(f"{base}{part}")
+    more = more[more["variant"].isin(without(name) - set(EXPERIMENTS[name].variants))]
+    return pd.concat([found, more], ignore_index=True) if len(found) else found
 
 
 def curves(name: str) -> dict[str, pd.DataFrame]:
     """Per variant the mean returns of its runs' parts: rows are steps, columns are seeds."""
     lines = {}
-    for variant, found in tables.read(f"{name}-curves").groupby("variant"):
+    for variant, found in with_base(name, "-curves").groupby("variant"):
         line = found.pivot(index="step", columns="seed", values="return")
         lines[variant] = line.interpolate("index", limit_direction="both")
     return lines
