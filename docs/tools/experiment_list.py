@@ -62,6 +62,28 @@ GYM_1_4 = [
 ]
 GYM_1_4_CLIP = [["np.clip(obs, -10, 10))", "np.clip(obs, -10, 10), env.observation_space)"]]
 RATES = {"": 1, ", 4 times the rate": 4, ", 16 times the rate": 16}  # the learning rate's
+# Logged of the 64 features that the policy's head reads, in the rows of a batch: how many directions
+# hold 99% of their variance, and how many are saturated (with ReLU: dead, 0 in all rows).
+FEATURES = [
+    """
+        for tag, value in metrics.items():
+""",
+    """
+        with torch.no_grad():
+            features = agent.actor[:4](batch[0])  # (B, 64)
+            held = torch.linalg.svdvals(features - features.mean(0)).square().cumsum(0)
+        metrics["debug/feature_rank"] = int((held < 0.99 * held[-1]).sum()) + 1
+        saturated = (features.abs() > 0.99).float() if (features < 0).any() else features.amax(0) <= 0
+        metrics["debug/saturated"] = saturated.float().mean().item()
+        for tag, value in metrics.items():
+""",
+]
+TANH = "nn.Tanh(),\n        layer_init(nn.Linear(64, 64)),\n        nn.Tanh()"
+NETWORKS = {"": [], ", ReLU": [[TANH, TANH.replace("Tanh", "ReLU")]]}
+EPOCHS = (
+    "ppo.py --env-id Acrobot-v1 --total-timesteps 200192 --eval-episodes 0 --no-anneal-lr"
+    " --learning-rate 0.0025 --update-epochs "
+)
 # core-12 only logs.
 STRESSED = [name for name in registry() if name.startswith("core") and name != "core-12"]
 COURSE = sorted((DOCS / "course").glob("*.py"))
@@ -272,6 +294,21 @@ EXPERIMENTS = {
         seeds=range(1, 11),
         figures={new.stem: [new.stem, old.stem] for old, new in pairwise(COURSE)},
         logged={},
+        bins=50,
+    ),
+    # Many epochs on the same rows, at a constant rate, and what they do to the features.
+    "epochs": Experiment(
+        variants={f"{n} epochs{network}": EPOCHS + str(n) for network in NETWORKS for n in (4, 32)},
+        seeds=range(1, 6),
+        edits={
+            f"{n} epochs{x}": [FEATURES, *edits] for x, edits in NETWORKS.items() for n in (4, 32)
+        },
+        logged={
+            "KL": "losses/approx_kl",
+            "rank": "debug/feature_rank",
+            "saturated": "debug/saturated",
+        },
+        may_stop=True,
         bins=50,
     ),
     # ppo.py, broken in each of the ways of docs/symptoms.toml.
