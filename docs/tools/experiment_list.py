@@ -62,8 +62,8 @@ GYM_1_4 = [
 ]
 GYM_1_4_CLIP = [["np.clip(obs, -10, 10))", "np.clip(obs, -10, 10), env.observation_space)"]]
 RATES = {"": 1, ", 4 times the rate": 4, ", 16 times the rate": 16}  # the learning rate's
-# Logged of the 64 features that the policy's head reads, in the rows of a batch: how many directions
-# hold 99% of their variance, and how many are saturated (with ReLU: dead, 0 in all rows).
+# Logged of the 64 features that the policy's head reads, over the rows of a batch: how many
+# directions hold 99% of their variance, and how many pass (almost) no gradient on.
 FEATURES = [
     """
         for tag, value in metrics.items():
@@ -73,8 +73,8 @@ FEATURES = [
             features = agent.actor[:4](batch[0])  # (B, 64)
             held = torch.linalg.svdvals(features - features.mean(0)).square().cumsum(0)
         metrics["debug/feature_rank"] = int((held < 0.99 * held[-1]).sum()) + 1
-        saturated = (features.abs() > 0.99).float() if (features < 0).any() else features.amax(0) <= 0
-        metrics["debug/saturated"] = saturated.float().mean().item()
+        flat = (features <= 0) if features.min() == 0 else (features.abs() > 0.99)  # ReLU or tanh
+        metrics["debug/flat"] = flat.float().mean().item()
         for tag, value in metrics.items():
 """,
 ]
@@ -306,7 +306,7 @@ EXPERIMENTS = {
         logged={
             "KL": "losses/approx_kl",
             "rank": "debug/feature_rank",
-            "saturated": "debug/saturated",
+            "flat": "debug/flat",
         },
         may_stop=True,
         bins=50,
