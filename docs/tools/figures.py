@@ -25,7 +25,8 @@ def save(fig: plt.Figure, name: str) -> None:
     for axes in fig.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(GREY)
-    fig.tight_layout()
+    if fig.get_layout_engine() is None:
+        fig.tight_layout()
     fig.savefig(DOCS / "figures" / f"{name}.svg", transparent=True, metadata={"Date": None})
     plt.close(fig)
 
@@ -113,17 +114,17 @@ def stress(name: str, detail: str) -> None:
         times = [x for x in more if "rate" in x]
         title = ", ".join([task, *(x for x in more if x not in times)])
         panels.setdefault(title, []).append((times[0].split()[0] if times else "1", e))
-    fig, grid = plt.subplots(1, len(panels), figsize=(3.7 * len(panels), 2.8), squeeze=False)
+    size = (3.5 * len(panels) + 1.2, 2.6)
+    fig, grid = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
     for axes, (title, points) in zip(grid[0], panels.items()):
         axes.set_title(title, color=GREY, fontsize=11)
-        for side, color, shift in (("with_it", BLUE, -0.05), ("without", RED, 0.05)):
+        lines = (("with_it", BLUE, -0.05, "with it"), ("without", RED, 0.05, "without it"))
+        for side, color, shift, label in lines:
             scores = np.array([getattr(e, side) for _, e in points])
             places = np.arange(len(points)) + shift
             if interval := intervals.of_mean(scores.T):
                 axes.fill_between(places, *interval, color=color, alpha=0.2, linewidth=0)
-            axes.plot(
-                places, scores.mean(1), color=color, linewidth=2, label=side.replace("_", " ")
-            )
+            axes.plot(places, scores.mean(1), color=color, linewidth=2, label=label)
             axes.plot(places, scores, ".", color=color, alpha=0.4, markersize=4)
         axes.set_xticks(range(len(points)), [f"x {times}" for times, _ in points])
         axes.set_xlabel("learning rate")
