@@ -8,7 +8,7 @@ import tables
 from effects import Effect, combined, effects, first_returns, section, table
 from experiment_list import EXPERIMENTS, Experiment
 from experiments import measure
-from results import curves, summary
+from results import curves, runs, summary
 from scipy.stats import ttest_rel
 
 ORIGIN = ["seconds", "commit", "versions", "processor"]
@@ -97,11 +97,30 @@ def test_verdicts_are_corrected_for_their_table_and_tasks_are_combined():
     assert one.adds[1] < one.adds[0] < one.adds[2]
 
 
-def test_curves_that_have_no_episode_in_a_part_are_straight_there():
+def test_curves_that_have_no_episode_in_a_part_are_straight_there(monkeypatch):
+    monkeypatch.setitem(EXPERIMENTS, "x", Experiment({"a": ""}, range(1, 3)))
     points = [(1, 10, 1.0), (1, 30, 3.0), (2, 20, 5.0), (2, 30, 6.0)]
     keys = ("seed", "step", "return")
     tables.append("x-curves", [{"variant": "a"} | dict(zip(keys, point)) for point in points])
     assert curves("x")["a"].to_numpy().T.tolist() == [[1, 2, 3], [5, 5, 6]]
+
+
+def test_what_another_experiment_ran_is_compared_with(monkeypatch):
+    """An edit's runs stand against the unedited runs of the base, seed by seed, and no others."""
+    base = Experiment({"task": "", "other": ""}, range(1, 4))
+    edited = Experiment({"task with x": ""}, range(1, 4), base="old")
+    edited.ablated = {"x": [("task with x", "task")]}
+    monkeypatch.setitem(EXPERIMENTS, "old", base)
+    monkeypatch.setitem(EXPERIMENTS, "new", edited)
+    for name, variant, score in (
+        ("old", "task", 10.0),
+        ("old", "other", 99.0),
+        ("new", "task with x", 15.0),
+    ):
+        rows = [{"seed": seed, "score": score + seed} for seed in (1, 2, 3)]
+        tables.append(name, [{"variant": variant, "first": 1.0, "stopped": None} | x for x in rows])
+    assert effects.__wrapped__("new")[0].adds == pytest.approx(5)
+    assert set(runs("new")["variant"]) == {"task", "task with x"}
 
 
 def test_what_is_measured_is_kept(tmp_path, monkeypatch):
