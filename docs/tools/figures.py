@@ -40,11 +40,17 @@ def plot(axes: plt.Axes, curve: pd.DataFrame, color: str, label: str) -> None:
     axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:.0f}k")
 
 
+def legend(fig: plt.Figure, axes: plt.Axes, place: str, **options) -> None:
+    """What the lines of a panel are, beside the panels."""
+    lines, labels = axes.get_legend_handles_labels()
+    fig.legend(lines, labels, loc=place, frameon=False, labelcolor=GREY, **options)
+
+
 def draw(name: str) -> None:
     """All figures of an experiment."""
     curves, experiment = results.curves(name), EXPERIMENTS[name]
     for figure, variants in experiment.figures.items():
-        fig, axes = plt.subplots(figsize=(7, 3.6))
+        fig, axes = plt.subplots(figsize=(7, 3.8), layout="constrained")
         for variant, color in zip(variants, COLORS):
             if variant in curves:  # else not run so far
                 plot(axes, curves[variant], color, variant)
@@ -53,7 +59,7 @@ def draw(name: str) -> None:
             level, label = float(score.split()[0]), f"{source}, published: {score}"
             axes.axhline(level, color=GREY, linestyle=dash, linewidth=1, label=label)
         axes.set(xlabel="environment steps", ylabel="return of an episode")
-        axes.legend(frameon=False, labelcolor=GREY)
+        legend(fig, axes, "outside lower center", ncols=2, fontsize=9, columnspacing=1)
         save(fig, f"{name}-{figure}")
     if name.startswith("stress"):
         for detail in experiment.ablated:
@@ -87,7 +93,8 @@ def staircase(curves: dict) -> None:
 def ablation(name: str, detail: str, cases: list[tuple[str, str]], curves: dict) -> None:
     """A panel for each case, with the detail and without it."""
     runs = results.runs(name)
-    fig, panels = plt.subplots(1, len(cases), figsize=(4 * len(cases), 2.6), squeeze=False)
+    size = (4 * len(cases) + 1.5, 2.6)
+    fig, panels = plt.subplots(1, len(cases), figsize=size, squeeze=False, layout="constrained")
     for axes, pair in zip(panels[0], cases):
         axes.set_title(pair[0], color=GREY, fontsize=11)
         labels = [f"with {detail}", f"without {detail}"]
@@ -101,7 +108,7 @@ def ablation(name: str, detail: str, cases: list[tuple[str, str]], curves: dict)
             axes.set_xticks([0, 1], labels)
             axes.set_xlim(-0.5, 1.5)
     if detail not in PLAYED:
-        panels[0][0].legend(frameon=False, labelcolor=GREY)
+        legend(fig, panels[0][0], "outside right")
     save(fig, f"{name}-{detail}")
 
 
@@ -129,9 +136,7 @@ def stress(name: str, detail: str) -> None:
         axes.set_xticks(range(len(points)), [f"x {times}" for times, _ in points])
         axes.set_xlabel("learning rate")
     grid[0][0].set_ylabel("return of an episode")
-    fig.legend(
-        *grid[0][0].get_legend_handles_labels(), loc="outside right", frameon=False, labelcolor=GREY
-    )
+    legend(fig, grid[0][0], "outside right")
     save(fig, f"{name}-{detail}")
 
 

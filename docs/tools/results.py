@@ -65,11 +65,12 @@ def scores(name: str) -> str:
         )
         if ours.empty:
             continue
+        digits = 0 if ours.abs().mean() >= 1000 else 1
         row = {
             "environment": variant,
             "seeds": len(ours),
             "here, mean ± std": tables.spread(ours),
-            "lowest and highest seed": f"{ours.min():.1f} to {ours.max():.1f}",
+            "lowest and highest seed": f"{ours.min():.{digits}f} to {ours.max():.{digits}f}",
             "here, time limits as deaths": "",
         }
         if len(as_deaths):

@@ -41,5 +41,6 @@ def markdown(rows: Iterable[dict]) -> str:
 
 
 def spread(scores: pd.Series) -> str:
-    """Mean and standard deviation of some runs."""
-    return f"{scores.mean():.2f} ± {scores.std(ddof=0):.2f}"
+    """Mean and standard deviation of some runs; thousands without decimals."""
+    digits = 0 if scores.abs().mean() >= 1000 else 2
+    return f"{scores.mean():.{digits}f} ± {scores.std(ddof=0):.{digits}f}"
