@@ -173,7 +173,7 @@ def write(name: str, again: bool) -> None:
         titles = [f"{part} {registry()[part]['title']}" for part in parts(name)]
         print("\n".join(titles))
         print(f"{shown}: write line {', '.join(map(str, blanks))} ({gone} in the original).")
-        print(f"About {minutes(gone)} minutes. The comments above a blank say what is wanted.")
+        print(f"About {minutes(gone)} minutes. Comments and docstrings say what is wanted.")
     print(f"To grade it: python docs/tools/exercise.py {name} --check")
     print("A hint: --hint." + f" The answer: docs/{path.stem}.md#{name}" * (name in registry()))
 
