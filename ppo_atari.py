@@ -63,7 +63,7 @@ cv2.setNumThreads(1)  # pictures this small gain nothing from a second core
 
 @dataclass
 class Args:
-    """PPO for Atari games. PPO's settings are the official ones, which CleanRL has, too."""
+    """PPO for Atari games, with the official hyperparameters, which CleanRL has, too."""
 
     env_id: str = "BreakoutNoFrameskip-v4"  # GameNoFrameskip-v4 or ALE/Game-v5, which play the same
     seed: int = 1  # same seed, machine and versions on a CPU: bit-identical weights
