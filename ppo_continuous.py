@@ -53,7 +53,7 @@ if sys.platform == "linux" and "DISPLAY" not in os.environ and "--capture" in " 
 
 @dataclass
 class Args:
-    """PPO for continuous actions, with the hyperparameters of CleanRL's ppo_continuous_action.py."""
+    """PPO for continuous actions, with CleanRL's hyperparameters (its ppo_continuous_action.py)."""
 
     env_id: str = "HalfCheetah-v5"  # Gymnasium id; module:Name-v0 imports your module first
     seed: int = 1  # same seed, machine and versions on a CPU: bit-identical weights
