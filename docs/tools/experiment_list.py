@@ -61,7 +61,7 @@ GYM_1_4 = [
     ],
 ]
 GYM_1_4_CLIP = [["np.clip(obs, -10, 10))", "np.clip(obs, -10, 10), env.observation_space)"]]
-RATES = {"": 1, ", 4 times the rate": 4, ", 16 times the rate": 16}  # the learning rate's
+RATES = ["", *(f", {times} times the rate" for times in (3, 4, 16))]  # of stress()
 # Logged of the 64 features that the policy's head reads, over the rows of a batch: how many
 # directions hold 99% of their variance, and how many pass (almost) no gradient on.
 FEATURES = [
@@ -121,21 +121,23 @@ def beyond(tasks: list[str], ids: list[str], more: str, base: str = "") -> Exper
     return found
 
 
-def stress(script: str, envs: list[str], ids: list[str], seeds: range) -> Experiment:
+def stress(command: str, rates: list[float], envs: list[str], ids: list[str], seeds: range):
     """Each detail with and without, at several learning rates; the clip with more epochs, too."""
-    rate, found = {"ppo.py": 2.5e-4, "ppo_continuous.py": 3e-4}[script], {}
+    usual, cases = rates[0], {}
     for env in envs:
-        for name, times in RATES.items():
-            found[env + name] = f"{script} --env-id {env} --learning-rate {rate * times:g}"
-    steps = " --total-timesteps 200000"
-    one = ablation({case: command + steps for case, command in found.items()}, ids, seeds)
-    epochs = {f"{case}, 16 epochs": f"{c}{steps} --update-epochs 16" for case, c in found.items()}
-    two = ablation(epochs, ["core-08"], seeds)
-    both = Experiment(one.variants | two.variants, seeds, edits=one.edits | two.edits)
-    both.ablated = one.ablated | {"core-08": one.ablated["core-08"] + two.ablated["core-08"]}
-    both.logged |= {"clipfrac": "losses/clipfrac", "grad_norm": "losses/grad_norm"}
-    both.since, both.may_stop, both.bins = 0.0, True, 0
-    return both
+        for rate in rates:
+            more = f", {rate / usual:.0f} times the rate" * (rate > usual)
+            cases[env + more] = f"{command} --env-id {env} --learning-rate {rate:g}"
+    found = ablation(cases, ids, seeds)
+    if "core-08" in ids:
+        epochs = {f"{case}, 16 epochs": f"{c} --update-epochs 16" for case, c in cases.items()}
+        clip = ablation(epochs, ["core-08"], seeds)
+        found.variants |= clip.variants
+        found.edits |= clip.edits
+        found.ablated["core-08"] += clip.ablated["core-08"]
+    found.logged |= {"clipfrac": "losses/clipfrac", "grad_norm": "losses/grad_norm"}
+    found.since, found.bins = 0.0, 0
+    return found
 
 
 def ablation(cases: dict[str, str], ids: list[str], seeds: range) -> Experiment:
@@ -275,7 +277,18 @@ EXPERIMENTS = {
     ),
     # The same with larger steps: what a detail is worth where PPO is hard pressed.
     "stress-core": stress(
-        "ppo.py", ["CartPole-v1", "Acrobot-v1"], [*STRESSED, "extra-01"], range(1, 11)
+        "ppo.py --total-timesteps 200000",
+        rates=[0.00025, 0.001, 0.004],
+        envs=["CartPole-v1", "Acrobot-v1"],
+        ids=[*STRESSED, "extra-01"],
+        seeds=range(1, 11),
+    ),
+    "stress-continuous": stress(
+        "ppo_continuous.py --total-timesteps 300000",
+        rates=[0.0003, 0.0009],
+        envs=["HalfCheetah-v4", "Hopper-v4"],
+        ids=[*details_of("continuous"), "extra-01"],
+        seeds=range(1, 6),
     ),
     # CleanRL's own scripts, from a checkout: --cleanrl PATH.
     "cleanrl-classic": cleanrl(["CartPole-v1", "Acrobot-v1"], "", range(1, 11)),
