@@ -232,7 +232,9 @@ def build_beyond(kind: str) -> str:
             links = ", ".join(map(source_link, entry["source"]))
             said += f"\n\n**Elsewhere.** {entry['claim'].strip()} ({links})"
             said += f"\n\n**It costs.** {entry['cost'].strip()}"
-            said += f"\n\n**Measured.** {effects.section(name) or 'Not measured here so far.'}"
+            said += f"\n\n**Measured.**\n\n{effects.section(name) or 'Not measured here so far.'}"
+            if "when" in entry:
+                said += f"\n\n**Use it?** {entry['when'].strip()}"
         parts.append(said)
     return "\n\n".join(parts)
 

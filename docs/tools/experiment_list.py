@@ -352,6 +352,6 @@ EXPERIMENTS["beyond-std"] = beyond(
 )
 EXPERIMENTS["beyond"] = beyond(
     ["HalfCheetah-v4", "Hopper-v4"],
-    [name for name in apply.entries() if "beyond-03" <= name < "recipe"],
+    [name for name in apply.entries() if name.startswith("beyond")],
     " --total-timesteps 300000 --eval-episodes 0",
 )

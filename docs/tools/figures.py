@@ -96,7 +96,7 @@ def ablation(name: str, detail: str, cases: list[tuple[str, str]], curves: dict)
     size = (4 * len(cases) + 1.5, 2.6)
     fig, panels = plt.subplots(1, len(cases), figsize=size, squeeze=False, layout="constrained")
     for axes, pair in zip(panels[0], cases):
-        axes.set_title(pair[0], color=GREY, fontsize=11)
+        axes.set_title(pair[0].split(" with ")[0], color=GREY, fontsize=11)
         labels = [f"with {detail}", f"without {detail}"]
         for place, (variant, color, label) in enumerate(zip(pair, COLORS, labels)):
             if detail not in PLAYED:
