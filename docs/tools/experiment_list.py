@@ -78,6 +78,17 @@ FEATURES = [
         for tag, value in metrics.items():
 """,
 ]
+# How much of a rollout HalfCheetah lies on its back. Entry 1 of an observation is its pitch.
+ON_ITS_BACK = [
+    """
+        for tag, value in metrics.items():
+""",
+    """
+        pitch = obs[..., 1] * agent.obs_stats.std()[1] + agent.obs_stats.mean[1]  # in radians
+        metrics["debug/on_its_back"] = (np.cos(pitch) < 0).mean()
+        for tag, value in metrics.items():
+""",
+]
 TANH = "nn.Tanh(),\n        layer_init(nn.Linear(64, 64)),\n        nn.Tanh()"
 NETWORKS = {"": [], ", ReLU": [[TANH, TANH.replace("Tanh", "ReLU")]]}
 EPOCHS = (
@@ -343,7 +354,22 @@ EXPERIMENTS = {
     ),
 }
 
-# What docs/beyond.toml adds.
+# What docs/beyond.toml adds. What the first standard deviation has to do with how HalfCheetah runs.
+STDS = {"1": [], "0.6": apply.entries()["beyond-01"]["edit"]}
+STDS["0.37"] = apply.entries()["beyond-02"]["edit"]
+EXPERIMENTS["back"] = Experiment(
+    variants=dict.fromkeys(
+        STDS, "ppo_continuous.py --env-id HalfCheetah-v4 --total-timesteps 300000 --eval-episodes 0"
+    ),
+    seeds=range(1, 6),
+    edits={std: [*edits, ON_ITS_BACK] for std, edits in STDS.items()},
+    logged={
+        "on its back": "debug/on_its_back",
+        "std": "debug/action_std",
+        "clipped": "debug/clipped_actions",
+    },
+    bins=50,
+)
 EXPERIMENTS["beyond-std"] = beyond(
     ["HalfCheetah-v4", "Walker2d-v4", "Hopper-v4", "Ant-v4"],
     ["beyond-01", "beyond-02"],
@@ -352,6 +378,6 @@ EXPERIMENTS["beyond-std"] = beyond(
 )
 EXPERIMENTS["beyond"] = beyond(
     ["HalfCheetah-v4", "Hopper-v4"],
-    [name for name in apply.entries() if name.startswith("beyond")],
+    [name for name in apply.entries() if "beyond-03" <= name < "recipe"],
     " --total-timesteps 300000 --eval-episodes 0",
 )
