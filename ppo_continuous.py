@@ -4,15 +4,15 @@
     python ppo_continuous.py --env-id Hopper-v5   any Gymnasium environment that fits
     tensorboard --logdir runs                     the curves, live
 
-What differs from ppo.py: the policy is a Gaussian, and the environment gets its actions clipped.
-Running statistics scale observations and rewards, and are saved with the agent.
+What differs from ppo.py: the policy is a Gaussian over the A numbers of an action, which the
+environment gets clipped. Running statistics scale observations and rewards; they are saved, too.
 
 Read from top to bottom: PPO itself is all down to the end of train(), and the rest only runs it.
 `# [core-07] Title` marks an implementation detail, which docs/ explains. "Source" is a file of
 openai/baselines at commit ea25b9e, the official PPO ("ppo2"); DEVIATION says where we differ.
 
 Shapes: T num_steps, N num_envs, B = T * N rows of a batch, M rows of a minibatch, D numbers in an
-observation, A in an action, (...) any leading axes. Row t of every array belongs to step t.
+observation, (...) any leading axes. Row t of every array of the rollout belongs to step t.
 """
 # /// script
 # requires-python = ">=3.11"
@@ -49,6 +49,8 @@ from tqdm import tqdm
 SCRIPT, ACTIONS = "ppo_continuous", gym.spaces.Box  # its name in checkpoints, what it acts in
 if sys.platform == "linux" and "DISPLAY" not in os.environ and "--capture" in " ".join(sys.argv):
     os.environ.setdefault("MUJOCO_GL", "egl")  # films without a screen; read when MuJoCo is loaded
+for spec in filter(lambda spec: "envs.mujoco" in str(spec.entry_point), gym.registry.values()):
+    spec.kwargs["camera_name"] = "track"  # or robots leave the picture, in Gymnasium 1.4
 
 
 @dataclass

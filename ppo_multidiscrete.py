@@ -49,6 +49,8 @@ from tqdm import tqdm
 SCRIPT, ACTIONS = "ppo_multidiscrete", gym.spaces.MultiDiscrete  # make_env turns all into it
 if sys.platform == "linux" and "DISPLAY" not in os.environ and "--capture" in " ".join(sys.argv):
     os.environ.setdefault("MUJOCO_GL", "egl")  # films without a screen; read when MuJoCo is loaded
+for spec in filter(lambda spec: "envs.mujoco" in str(spec.entry_point), gym.registry.values()):
+    spec.kwargs["camera_name"] = "track"  # or robots leave the picture, in Gymnasium 1.4
 
 
 @dataclass

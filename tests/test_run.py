@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import mujoco
 import numpy as np
 import pytest
 import torch
@@ -227,6 +228,20 @@ def test_films(ppo, script):
         flags[1] = "Pendulum-v1"
     folder = Path(ppo.main(flags)["folder"])
     assert len(list(folder.glob("videos/*/*.mp4"))) == 2
+
+
+@pytest.mark.parametrize("script", ["ppo_continuous.py", SEVERAL])
+@pytest.mark.parametrize("robot", ["HalfCheetah", "Hopper", "Ant", "Reacher"])
+def test_the_camera_goes_along(script, robot, tmp_path):
+    """Where a model has a camera that follows it; Reacher's stays, and the camera, too."""
+    args = load(script).Args(env_id=f"{robot}-v5")
+    world = load(script).make_env(args, tmp_path).unwrapped
+    camera = world.mujoco_renderer.camera_id
+    if robot == "Reacher":
+        assert camera == -1 and world.model.ncam == 0
+    else:
+        modes = mujoco.mjtCamLight.mjCAMLIGHT_TRACK, mujoco.mjtCamLight.mjCAMLIGHT_TRACKCOM
+        assert camera >= 0 and world.model.cam_mode[camera] in [int(mode) for mode in modes]
 
 
 # What is typed, and what the answer says. ROWS are those of an iteration. ATALL names the script

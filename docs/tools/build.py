@@ -14,6 +14,7 @@ A generated part stands between two comments, `<!-- begin KIND ARGUMENT -->` and
     scores NAME          an experiment's scores beside published ones
     alike NAME           an experiment's scores and those of CleanRL's script, run here
     results NAME COLUMN  an experiment's scores, every seed, and the means of more columns
+    shares NAME COLUMN   every seed of an experiment, its score and a column in percent
     milestones NAME ...  an experiment's returns on the way, at some hundredths of a variant's run
     speed                what docs/tools/bench.py --record measured
     ablation NAME        what details were measured to add, as a table
@@ -269,6 +270,7 @@ BUILDERS = {
     "scores": results.scores,
     "alike": results.alike,
     "results": results.summary,
+    "shares": results.shares,
     "milestones": results.milestones,
     "speed": results.speed,
     "ablation": effects.table,

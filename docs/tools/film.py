@@ -1,12 +1,13 @@
-"""Films of agents: python docs/tools/film.py RUN [RUN ...], or python docs/tools/film.py --learning
+"""Films of agents: python docs/tools/film.py RUN [RUN ...], or with --learning
 
 RUNs: each run's script plays one greedy game with --capture-video, and the games stand side by side
-in docs/figures/agents.gif. --learning trains ppo.py on CartPole and puts games of the same agent
-after 0, 25,000, 100,000 and 500,000 steps into docs/figures/learning.gif, and the run's log, with
-what each curve should do, into docs/figures/healthy.svg. A game that is shorter than the film
-begins again.
+in docs/figures/agents.gif (--name: another name). --learning trains ppo.py on CartPole and puts
+games of the same agent after 0, 25,000, 100,000 and 500,000 steps into docs/figures/learning.gif,
+and the run's log, with what each curve should do, into docs/figures/healthy.svg. A game that is
+shorter than the film begins again.
 """
 
+import argparse
 import shutil
 import subprocess
 import sys
@@ -110,7 +111,12 @@ def healthy(log: EventAccumulator) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--learning"]:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="*", type=Path, help="run folders")
+    parser.add_argument("--name", default="agents", help="of the film")
+    parser.add_argument("--learning", action="store_true", help="train and film ppo.py instead")
+    args = parser.parse_args()
+    if args.learning:
         learning()
     else:
-        write("agents", [frames(Path(run).resolve()) for run in sys.argv[1:]])
+        write(args.name, [frames(run.resolve()) for run in args.runs])

@@ -56,6 +56,15 @@ def summary(name: str, *columns: str) -> str:
     return tables.markdown(rows)
 
 
+def shares(name: str, *column: str) -> str:
+    """Every seed of an experiment: its score and, in percent, a column of its row."""
+    rows = []
+    for variant, found in runs(name).groupby("variant", observed=True):
+        cells = zip(found["seed"], found["score"], found[" ".join(column)])
+        rows.append({"run": variant} | {f"seed {s}": f"{x:.0f} ({y:.0%})" for s, x, y in cells})
+    return tables.markdown(rows)
+
+
 def scores(name: str) -> str:
     """What was published beside ours."""
     scores, rows = runs(name).set_index("variant")["score"], []
