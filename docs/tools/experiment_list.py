@@ -355,8 +355,8 @@ EXPERIMENTS = {
 }
 
 # What docs/beyond.toml adds. What the first standard deviation has to do with how HalfCheetah runs.
-STDS = {"1": [], "0.6": apply.entries()["beyond-01"]["edit"]}
-STDS["0.37"] = apply.entries()["beyond-02"]["edit"]
+STDS = {"std 1": [], "std 0.6": apply.entries()["beyond-01"]["edit"]}
+STDS["std 0.37"] = apply.entries()["beyond-02"]["edit"]
 EXPERIMENTS["back"] = Experiment(
     variants=dict.fromkeys(
         STDS, "ppo_continuous.py --env-id HalfCheetah-v4 --total-timesteps 300000 --eval-episodes 0"
@@ -364,7 +364,7 @@ EXPERIMENTS["back"] = Experiment(
     seeds=range(1, 6),
     edits={std: [*edits, ON_ITS_BACK] for std, edits in STDS.items()},
     logged={
-        "on its back": "debug/on_its_back",
+        "back": "debug/on_its_back",
         "std": "debug/action_std",
         "clipped": "debug/clipped_actions",
     },

@@ -56,11 +56,11 @@ def summary(name: str, *columns: str) -> str:
     return tables.markdown(rows)
 
 
-def shares(name: str, *column: str) -> str:
-    """Every seed of an experiment: its score and, in percent, a column of its row."""
+def shares(name: str, column: str) -> str:
+    """Every seed of an experiment: the score of its last tenth and, in percent, a column."""
     rows = []
     for variant, found in runs(name).groupby("variant", observed=True):
-        cells = zip(found["seed"], found["score"], found[" ".join(column)])
+        cells = zip(found["seed"], found["window"], found[column])
         rows.append({"run": variant} | {f"seed {s}": f"{x:.0f} ({y:.0%})" for s, x, y in cells})
     return tables.markdown(rows)
 
