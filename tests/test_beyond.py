@@ -41,7 +41,7 @@ def test_the_edited_script_trains(script, name):
 def test_the_registry_is_whole():
     keys = {"id", "title", "scripts", "idea", "source", "claim", "cost", "test"}
     for entry in ENTRIES.values():
-        assert set(entry) - {"edit", "flags"} == keys
+        assert set(entry) - {"edit", "flags", "when"} == keys
         assert ("edit" in entry) != ("flags" in entry)
         assert callable(find(entry["test"]))
 
