@@ -132,7 +132,9 @@ def beyond(tasks: list[str], ids: list[str], more: str, base: str = "") -> Exper
     return found
 
 
-def stress(command: str, rates: list[float], envs: list[str], ids: list[str], seeds: range):
+def stress(
+    command: str, rates: list[float], envs: list[str], ids: list[str], seeds: range
+) -> Experiment:
     """Each detail with and without, at several learning rates; the clip with more epochs, too."""
     usual, cases = rates[0], {}
     for env in envs:
