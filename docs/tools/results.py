@@ -52,7 +52,10 @@ def summary(name: str, *columns: str) -> str:
             "95% interval": "{:.1f} to {:.1f}".format(*interval) if interval else "",
             "every seed": ", ".join(f"{score:.1f}" for score in found["score"]),
         }
-        rows.append(row | {column: f"{found[column].mean():.2f}" for column in columns})
+        for column in columns:  # small ones with two digits, whatever they are
+            mean = found[column].mean()
+            row[column] = f"{mean:.2f}" if abs(mean) >= 0.1 else f"{mean:.2g}"
+        rows.append(row)
     return tables.markdown(rows)
 
 
