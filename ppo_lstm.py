@@ -1,8 +1,8 @@
 """PPO with memory in one file: ppo.py, and the five details of a recurrent policy (LSTM).
 
-    python ppo_lstm.py --observe 0 2    CartPole-v1 without its velocities, a minute and a half
-    python ppo_lstm.py --env-id Acrobot-v1 --observe 0 1 2 3    Acrobot without its velocities
-    tensorboard --logdir runs           the curves, live
+    python ppo_lstm.py --observe 0 2              CartPole-v1 without its velocities, 90 seconds
+    python ppo_lstm.py --env-id Acrobot-v1        any Gymnasium environment that fits
+    tensorboard --logdir runs                     the curves, live
 
 What differs from ppo.py: one LSTM reads the observations in order, and policy and value function
 read its output. What it remembers, its state, lives as long as an episode. Training goes through
@@ -12,9 +12,9 @@ Read from top to bottom: PPO itself is all down to the end of train(), and the r
 `# [core-07] Title` marks an implementation detail, which docs/ explains. "Source" is a file of
 openai/baselines at commit ea25b9e, the official PPO ("ppo2"); DEVIATION says where we differ.
 
-Shapes: T num_steps, N num_envs, B = T * N rows of a batch, M rows of a minibatch, here laid out as
-(T, n): all steps of n envs; D numbers in an observation, H = 128 units in the LSTM. Row t of every
-array of the rollout belongs to step t.
+Shapes: T num_steps, N num_envs, B = T * N rows of a batch, M rows of a minibatch, D numbers in an
+observation, (...) any leading axes. Row t of every array of the rollout belongs to step t.
+The M rows are laid out as (T, n), all steps of n envs. The LSTM has H = 128 units.
 """
 # /// script
 # requires-python = ">=3.11"
@@ -65,7 +65,7 @@ class Args:
     gamma: float = 0.98  # discount per step
     gae_lambda: float = 0.95  # GAE: 0 trusts the value function (bias), 1 the rewards (variance)
     bootstrap_truncation: bool = True  # a state cut off by a time limit keeps its value
-    num_minibatches: int = 4  # parts of a batch, each of whole envs, one gradient step each
+    num_minibatches: int = 4  # equal parts of a batch, one gradient step each
     update_epochs: int = 4  # passes over a batch
     norm_adv: bool = True  # normalize advantages in each minibatch
     clip_coef: float = 0.2  # epsilon: how far the ratio may move from 1 before its gradient is 0
