@@ -17,7 +17,7 @@ Shapes: T num_steps, N num_envs, B = T * N rows of a process's batch, M rows of 
 shape (4, 84, 84) of an observation. Row t of every array of the rollout belongs to step t.
 """
 # /// script
-# requires-python = ">=3.11"
+# requires-python = ">=3.11,<3.14"
 # dependencies = [
 #     "ale-py==0.12.1",
 #     "gymnasium==1.4.0",

@@ -17,7 +17,7 @@ observation, (...) any leading axes. Row t of every array of the rollout belongs
 The M rows are laid out as (T, n), all steps of n envs. The LSTM has H = 128 units.
 """
 # /// script
-# requires-python = ">=3.11"
+# requires-python = ">=3.11,<3.14"
 # dependencies = [
 #     "gymnasium[box2d,classic-control]==1.4.0",
 #     "moviepy==2.2.1",

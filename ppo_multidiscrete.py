@@ -16,7 +16,7 @@ Shapes: T num_steps, N num_envs, B = T * N rows of a batch, M rows of a minibatc
 observation, (...) any leading axes. Row t of every array of the rollout belongs to step t.
 """
 # /// script
-# requires-python = ">=3.11"
+# requires-python = ">=3.11,<3.14"
 # dependencies = [
 #     "gymnasium[box2d,classic-control,toy-text]==1.4.0",
 #     "moviepy==2.2.1",
