@@ -547,7 +547,7 @@ def evaluate(args: Args, checkpoint: dict, folder: Path, mode: str) -> list[floa
     torch_seed, *env_seeds = spawn_seeds(args.seed, "evaluate", 1 + args.eval_episodes)
     torch.manual_seed(torch_seed)
     returns, cut = [], 0
-    for seed in env_seeds:
+    for seed in tqdm(env_seeds, mode, unit=" games", leave=False):
         (obs, _), total, steps, over = env.reset(seed=seed), 0.0, 0, False
         while not over and steps < 27_000:  # Atari's own limit, in steps of 4 frames
             # [extra-03 3/3] Statistics saved with the agent, frozen in evaluation
@@ -563,7 +563,7 @@ def evaluate(args: Args, checkpoint: dict, folder: Path, mode: str) -> list[floa
         cut += not over
     env.close()
     print(f"{mode}: return {np.mean(returns):.1f} +- {np.std(returns):.1f}", end=" ")
-    print(f"in {len(returns)} games, {cut} cut at 27,000 steps")
+    print(f"in {len(returns)} games" + f", {cut} cut at 27,000 steps" * (cut > 0))
     return returns
 
 
@@ -595,7 +595,7 @@ def main(argv: list[str] | None = None) -> dict:
     except BlockingIOError:
         fail(f"{folder} is being trained by another process: wait for it, or stop it")
     except KeyboardInterrupt:
-        fail(f"stopped; to go on: python {SCRIPT}.py {flag} {folder}", code=130)
+        fail(f"stopped; if it was saved, go on: python {SCRIPT}.py {flag} {folder}", code=130)
     print(f"watch it: python {SCRIPT}.py --evaluate {folder} --capture-video")
     return {"folder": str(folder), **scores}
 

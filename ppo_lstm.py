@@ -458,13 +458,13 @@ def check(args: Args) -> None:
         high = {"gamma": 1, "gae_lambda": 1, "eval_episodes": 10_000}.get(name, 1e12)
         if type(value) in (int, float) and not low <= value <= high:  # NaN fails too
             fail(f"--{name.replace('_', '-')} {value} must lie between {low} and {high:g}")
-    if args.batch_size % args.num_minibatches or args.batch_size < 2 * args.num_minibatches:
-        fail(f"--num-minibatches must cut {args.batch_size} rows (envs x steps) into parts of 2+")
 
     # [lstm-04 3/3] Whole sequences as minibatches
     if args.num_envs % args.num_minibatches:
         fail(f"--num-minibatches must divide the {args.num_envs} envs, whose sequences stay whole")
 
+    if args.batch_size % args.num_minibatches or args.batch_size < 2 * args.num_minibatches:
+        fail(f"--num-minibatches must cut {args.batch_size} rows (envs x steps) into parts of 2+")
     if args.num_iterations < 1:
         fail(f"--total-timesteps must be at least one rollout (envs x steps): {args.batch_size}")
     try:
@@ -507,7 +507,7 @@ def evaluate(args: Args, checkpoint: dict, folder: Path, mode: str) -> list[floa
     torch_seed, *env_seeds = spawn_seeds(args.seed, "evaluate", 1 + args.eval_episodes)
     torch.manual_seed(torch_seed)
     returns, cut = [], 0
-    for seed in env_seeds:
+    for seed in tqdm(env_seeds, mode, unit=" games", leave=False):
         (obs, _), total, steps, over = env.reset(seed=seed), 0.0, 0, False
 
         # [lstm-02 2/3] Zero state at first
@@ -527,7 +527,7 @@ def evaluate(args: Args, checkpoint: dict, folder: Path, mode: str) -> list[floa
         cut += not over
     env.close()
     print(f"{mode}: return {np.mean(returns):.1f} +- {np.std(returns):.1f}", end=" ")
-    print(f"in {len(returns)} games, {cut} cut at 27,000 steps")
+    print(f"in {len(returns)} games" + f", {cut} cut at 27,000 steps" * (cut > 0))
     return returns
 
 
@@ -559,7 +559,7 @@ def main(argv: list[str] | None = None) -> dict:
     except BlockingIOError:
         fail(f"{folder} is being trained by another process: wait for it, or stop it")
     except KeyboardInterrupt:
-        fail(f"stopped; to go on: python {SCRIPT}.py {flag} {folder}", code=130)
+        fail(f"stopped; if it was saved, go on: python {SCRIPT}.py {flag} {folder}", code=130)
     print(f"watch it: python {SCRIPT}.py --evaluate {folder} --capture-video")
     return {"folder": str(folder), **scores}
 

@@ -145,7 +145,10 @@ def test_ctrl_c_says_how_to_go_on(script):
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130 and "Traceback" not in err
     name = script.removesuffix(".py")
-    assert err.splitlines()[-1] == f"error: stopped; to go on: python {name}.py --resume {folder}"
+    assert (
+        err.splitlines()[-1]
+        == f"error: stopped; if it was saved, go on: python {name}.py --resume {folder}"
+    )
 
 
 def test_resume_takes_new_settings(ppo, script, capsys):
