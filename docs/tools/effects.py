@@ -188,7 +188,8 @@ def section(detail: str) -> str:
         for e in (e for e in effects(name) if e.detail == detail):
             command = EXPERIMENTS[name].variants[e.case]
             steps = re.search(r"--total-timesteps (\d+)|$", command)[1] or "1000000"
-            task = e.case.split(" with ")[0]
+            old = "commit" not in results.runs(name)  # rows from before the scripts were shortened
+            task = e.case.split(" with ")[0] + " (old script)" * old
             what = {"task": task, "steps": f"{int(steps):,}", "seeds": str(len(e.without))}
             rows.append(what | row(e))
             figure = f"![Scores with and without {detail}](figures/{name}-{detail}.svg)"
