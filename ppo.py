@@ -4,7 +4,7 @@
     python ppo.py --env-id Acrobot-v1 --seed 2    any Gymnasium environment that fits
     tensorboard --logdir runs                     the curves, live
 
-Read from top to bottom: PPO itself is all down to the end of train(), and the rest only runs it.
+Read from top to bottom: all of PPO stands before the end of train(), and the rest only runs it.
 `# [core-07] Title` marks an implementation detail, which docs/ explains. "Source" is a file of
 openai/baselines at commit ea25b9e, the official PPO ("ppo2"); DEVIATION says where we differ.
 
@@ -40,7 +40,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-SCRIPT, ACTIONS = "ppo", gym.spaces.Discrete  # its name in checkpoints, and what it acts in
+SCRIPT, ACTIONS = "ppo", gym.spaces.Discrete  # this script's name, and the actions it fits
 
 
 @dataclass
@@ -89,7 +89,7 @@ class Args:
 
 
 def make_env(args: Args, video: Path | None = None) -> gym.Env:
-    """One environment with observations (D,); `video`: folder for a film of its first game."""
+    """One environment with observations (D,); `video`: folder for a film of its first steps."""
     env = gym.make(args.env_id, **({"render_mode": "rgb_array"} if video else {}))
     if video:
         film = {"video_length": 1000, "disable_logger": True}  # frames stay in memory until then
@@ -147,7 +147,7 @@ class Categorical:
         self.logp = logits.log_softmax(-1)
 
     def sample(self) -> torch.Tensor:
-        # Gumbel-max: argmax(log p + Gumbel noise) samples p: common/distributions.py#L199-L201.
+        # Gumbel-max: argmax(log p - log Exp(1)) samples p: common/distributions.py#L199-L201.
         return (self.logp - torch.empty_like(self.logp).exponential_().log()).argmax(-1)
 
     def log_prob(self, actions: torch.Tensor) -> torch.Tensor:
@@ -187,13 +187,13 @@ class Agent(nn.Module):
 
 
 # [core-05] Generalized Advantage Estimation
-# An advantage is how much better a step went than the value function V expected: its own delta
-# plus later ones of its episode, faded by gamma * lambda a step. What comes after the rollout is
+# A delta says how much better a step went than the value function V expected. The advantage adds
+# the later deltas of its episode, faded by gamma * lambda a step. What comes after the rollout is
 # in V(next_obs[-1]). Source: ppo2/runner.py#L52-L65; Schulman et al. 2016, equation 16.
 def compute_gae(rewards, values, next_values, dones, gamma: float, gae_lambda: float) -> np.ndarray:
     """Advantages (T, N) of T steps in N envs, from arrays (T, N).
 
-    `next_values`: V of the states that were reached, 0 after an episode's true end. `dones`: True
+    `next_values`: V of the states that were reached, 0 where it terminated. `dones`: True
     at the last step of an episode, however it ended; what comes after does not count for it.
     """
     deltas = rewards + gamma * next_values - values
@@ -223,7 +223,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
         optimizer.load_state_dict(checkpoint["optimizer"])  # its eps and betas, too
 
     # Row t: the agent saw obs[t], took actions[t] with log-probability logprobs[t], got rewards[t]
-    # and reached next_obs[t], the true last state where an episode ended (dones[t]).
+    # and reached next_obs[t], never a reset's. dones[t]: terminated, or truncated by a time limit.
     shape = (args.num_steps, args.num_envs)  # (T, N)
     obs = np.zeros(shape + envs.single_observation_space.shape, np.float32)
     next_obs, actions = np.zeros_like(obs), np.zeros(shape, np.int64)
@@ -266,10 +266,10 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
 
                 dones[t] = terminated[t] | truncated[t]
                 if dones[t].any():
-                    step = ((iteration - 1) * args.num_steps + t) * args.num_envs
+                    step = ((iteration - 1) * args.num_steps + t) * args.num_envs + 1
                     for i in np.flatnonzero(dones[t]):  # + i: no two envs log at the same step
-                        writer.add_scalar("charts/episodic_return", episode_return[i], step + i + 1)
-                        writer.add_scalar("charts/episodic_length", episode_length[i], step + i + 1)
+                        writer.add_scalar("charts/episodic_return", episode_return[i], step + i)
+                        writer.add_scalar("charts/episodic_length", episode_length[i], step + i)
                     last_returns = [*last_returns, *episode_return[dones[t]].tolist()][-100:]
                     episode_return[dones[t]] = episode_length[dones[t]] = 0
 
@@ -303,7 +303,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
                 mb_obs, mb_actions, mb_logprobs, mb_advantages, mb_returns, mb_values = minibatch
                 dist, new_values = agent.policy(mb_obs), agent.value(mb_obs)
                 log_ratio = dist.log_prob(mb_actions) - mb_logprobs  # log(new / old), (M,)
-                ratio = log_ratio.exp()  # reweights rows that the old policy played
+                ratio = log_ratio.exp()  # > 1: the new policy takes this action more often
 
                 # [core-07] Advantage normalization, per minibatch
                 # Frees the policy's steps from the rewards' scale. Source: ppo2/model.py#L136-L139.
@@ -346,7 +346,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
                 losses.append(torch.stack([policy_loss, value_loss, entropy, grad_norm]).detach())
 
             # [aux-03] Early stopping on KL
-            # CleanRL's rule, checked after each epoch on its last minibatch; ppo2 has none.
+            # CleanRL's rule: the KL is k3 (see below) of an epoch's last minibatch. ppo2 has none.
             if args.target_kl is not None and (ratio - 1 - log_ratio).mean() > args.target_kl:
                 break
 
@@ -423,7 +423,7 @@ def check(args: Args) -> None:
 
 def save(folder: Path, args: Args, agent: Agent, optimizer, step: int, returns: list) -> None:
     """Write a file and rename it: a kill leaves a whole one. Episodes in flight are not kept."""
-    state = {"script": SCRIPT, "args": vars(args), "step": step, "returns": returns}  # no NumPy
+    state = {"script": SCRIPT, "args": vars(args), "step": step, "returns": returns}  # plain types
     state |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
     torch.save(state, folder / "checkpoint.tmp")
     (folder / "checkpoint.tmp").replace(folder / "checkpoint.pt")
@@ -450,7 +450,7 @@ def evaluate(args: Args, checkpoint: dict, folder: Path, mode: str) -> list[floa
     returns, cut = [], 0
     for seed in tqdm(env_seeds, mode, unit=" games", leave=False):
         (obs, _), total, steps, over = env.reset(seed=seed), 0.0, 0, False
-        while not over and steps < 27_000:  # Atari's own limit, in steps of 4 frames
+        while not over and steps < 27_000:  # some games never end; Atari's limit
             with torch.inference_mode():
                 dist = agent.policy(torch.as_tensor(obs, dtype=torch.float32))
             action = dist.mode() if mode == "greedy" else dist.sample()
@@ -467,7 +467,7 @@ def evaluate(args: Args, checkpoint: dict, folder: Path, mode: str) -> list[floa
 def main(argv: list[str] | None = None) -> dict:
     """Train, resume or evaluate as the command line says; the run's folder and its scores."""
     args, checkpoint = tyro.cli(Args, args=argv), None
-    flag = "--resume" if args.evaluate is None else "--evaluate"
+    flag = "--resume" if args.evaluate is None else "--evaluate"  # train (a new run, too), or play
     run = args.resume if args.evaluate is None else args.evaluate
     name = f"{args.env_id}__{SCRIPT}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
     folder = Path(f"runs/{name.replace('/', '-').replace(':', '-')}" if run is None else run)

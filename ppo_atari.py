@@ -9,7 +9,7 @@ What differs from ppo.py: wrappers turn the console's pictures into what the net
 convolutional network with two heads gives values with the actions. Processes average gradients. For
 the agent an episode is one life and a reward is only its sign; scores are of whole games.
 
-Read from top to bottom: PPO itself is all down to the end of train(), and the rest only runs it.
+Read from top to bottom: all of PPO stands before the end of train(), and the rest only runs it.
 `# [core-07] Title` marks an implementation detail, which docs/ explains. "Source" is a file of
 openai/baselines at commit ea25b9e, the official PPO ("ppo2"); DEVIATION says where we differ.
 
@@ -52,7 +52,7 @@ from torch import distributed, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-SCRIPT = "ppo_atari"  # its name in checkpoints
+SCRIPT = "ppo_atari"  # this script's name
 SCORES = ("game_over", "episode_returns", "episode_lengths")  # attributes of the wrappers below
 GAME = {"frameskip": 1, "repeat_action_probability": 0.0}  # ALE/*-v5 would do both by itself
 PROCESSES = int(os.environ.get("WORLD_SIZE", 1))  # torchrun sets these two
@@ -226,7 +226,7 @@ class FrameStack(gym.ObservationWrapper):
 
 
 def make_env(args: Args, video: Path | None = None) -> gym.Env:
-    """One environment with observations (D,); `video`: folder for a film of its first game."""
+    """One environment with observations (D,); `video`: folder for a film of its first steps."""
     # [atari-02 2/2] Frame skip with a maximum over two frames
     # [atari-01 2/2] No-op reset
     # No-ops are raw frames, so they come before the skip. From there on a step is 4 frames.
@@ -298,7 +298,7 @@ class Categorical:
         self.logp = logits.log_softmax(-1)
 
     def sample(self) -> torch.Tensor:
-        # Gumbel-max: argmax(log p + Gumbel noise) samples p: common/distributions.py#L199-L201.
+        # Gumbel-max: argmax(log p - log Exp(1)) samples p: common/distributions.py#L199-L201.
         return (self.logp - torch.empty_like(self.logp).exponential_().log()).argmax(-1)
 
     def log_prob(self, actions: torch.Tensor) -> torch.Tensor:
@@ -365,13 +365,13 @@ def average(tensors) -> None:
 
 
 # [core-05] Generalized Advantage Estimation
-# An advantage is how much better a step went than the value function V expected: its own delta
-# plus later ones of its episode, faded by gamma * lambda a step. What comes after the rollout is
+# A delta says how much better a step went than the value function V expected. The advantage adds
+# the later deltas of its episode, faded by gamma * lambda a step. What comes after the rollout is
 # in V(next_obs[-1]). Source: ppo2/runner.py#L52-L65; Schulman et al. 2016, equation 16.
 def compute_gae(rewards, values, next_values, dones, gamma: float, gae_lambda: float) -> np.ndarray:
     """Advantages (T, N) of T steps in N envs, from arrays (T, N).
 
-    `next_values`: V of the states that were reached, 0 after an episode's true end. `dones`: True
+    `next_values`: V of the states that were reached, 0 where it terminated. `dones`: True
     at the last step of an episode, however it ended; what comes after does not count for it.
     """
     deltas = rewards + gamma * next_values - values
@@ -414,7 +414,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
         optimizer.load_state_dict(checkpoint["optimizer"])  # its eps and betas, too
 
     # Row t: the agent saw obs[t], took actions[t] with log-probability logprobs[t], got rewards[t]
-    # and reached next_obs[t], the true last state where an episode ended (dones[t]).
+    # and reached next_obs[t], never a reset's. dones[t]: terminated, or truncated by a time limit.
     shape = (args.num_steps, args.num_envs)  # (T, N)
     # [atari-09 2/2] Scaling of images to [0, 1]
     obs = np.zeros(shape + envs.single_observation_space.shape, np.uint8)
@@ -463,10 +463,10 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
                     # [atari-03 3/3] A lost life ends the episode, not the game
                     # The log shows whole games, each of which may have many episodes.
                     over, episode_return, episode_length = map(np.array, map(envs.get_attr, SCORES))
-                    step = ((iteration - 1) * args.num_steps + t) * args.num_envs * PROCESSES
+                    step = ((iteration - 1) * args.num_steps + t) * args.num_envs * PROCESSES + 1
                     for i in np.flatnonzero(over):  # + i: no two envs log at the same step
-                        writer.add_scalar("charts/episodic_return", episode_return[i], step + i + 1)
-                        writer.add_scalar("charts/episodic_length", episode_length[i], step + i + 1)
+                        writer.add_scalar("charts/episodic_return", episode_return[i], step + i)
+                        writer.add_scalar("charts/episodic_length", episode_length[i], step + i)
                     last_returns = [*last_returns, *episode_return[over].tolist()][-100:]
 
                     # [extra-02 2/2] Explicit reset (no autoreset)
@@ -507,7 +507,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
                 dist, new_values = agent(mb_obs)
 
                 log_ratio = dist.log_prob(mb_actions) - mb_logprobs  # log(new / old), (M,)
-                ratio = log_ratio.exp()  # reweights rows that the old policy played
+                ratio = log_ratio.exp()  # > 1: the new policy takes this action more often
 
                 # [core-07] Advantage normalization, per minibatch
                 # Frees the policy's steps from the rewards' scale. Source: ppo2/model.py#L136-L139.
@@ -554,7 +554,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
                 losses.append(torch.stack([policy_loss, value_loss, entropy, grad_norm]).detach())
 
             # [aux-03] Early stopping on KL
-            # CleanRL's rule, checked after each epoch on its last minibatch; ppo2 has none.
+            # CleanRL's rule: the KL is k3 (see below) of an epoch's last minibatch. ppo2 has none.
             # [aux-02 5/6] Parallel gradient update
             # By the mean over processes: if one stopped alone, gradients of two updates would mix.
             average([kl := (ratio - 1 - log_ratio).detach().mean()])
@@ -631,7 +631,7 @@ def check(args: Args) -> None:
 
 def save(folder: Path, args: Args, agent: Agent, optimizer, step: int, returns: list) -> None:
     """Write a file and rename it: a kill leaves a whole one. Episodes in flight are not kept."""
-    state = {"script": SCRIPT, "args": vars(args), "step": step, "returns": returns}  # no NumPy
+    state = {"script": SCRIPT, "args": vars(args), "step": step, "returns": returns}  # plain types
     state |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
     torch.save(state, folder / "checkpoint.tmp")
     (folder / "checkpoint.tmp").replace(folder / "checkpoint.pt")
@@ -658,7 +658,7 @@ def evaluate(args: Args, checkpoint: dict, folder: Path, mode: str) -> list[floa
     returns, cut = [], 0
     for seed in tqdm(env_seeds, mode, unit=" games", leave=False):
         (obs, _), total, steps, over = env.reset(seed=seed), 0.0, 0, False
-        while not over and steps < 27_000:  # Atari's own limit, in steps of 4 frames
+        while not over and steps < 27_000:  # some games never end; Atari's limit
             # [atari-06 2/2] Reward clipping to the sign
             # Scores are of whole games in their own points; each life begins as in training, and
             # the no-op at its beginning may end the game. A game's own limit is 108,000 frames.
@@ -684,7 +684,7 @@ def evaluate(args: Args, checkpoint: dict, folder: Path, mode: str) -> list[floa
 def main(argv: list[str] | None = None) -> dict:
     """Train, resume or evaluate as the command line says; the run's folder and its scores."""
     args, checkpoint = tyro.cli(Args, args=argv), None
-    flag = "--resume" if args.evaluate is None else "--evaluate"
+    flag = "--resume" if args.evaluate is None else "--evaluate"  # train (a new run, too), or play
     run = args.resume if args.evaluate is None else args.evaluate
     name = f"{args.env_id}__{SCRIPT}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
     folder = Path(f"runs/{name.replace('/', '-').replace(':', '-')}" if run is None else run)

@@ -7,7 +7,7 @@
 What differs from ppo.py: the policy is a Gaussian over the A numbers of an action, which the
 environment gets clipped. Running statistics scale observations and rewards; they are saved, too.
 
-Read from top to bottom: PPO itself is all down to the end of train(), and the rest only runs it.
+Read from top to bottom: all of PPO stands before the end of train(), and the rest only runs it.
 `# [core-07] Title` marks an implementation detail, which docs/ explains. "Source" is a file of
 openai/baselines at commit ea25b9e, the official PPO ("ppo2"); DEVIATION says where we differ.
 
@@ -46,7 +46,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-SCRIPT, ACTIONS = "ppo_continuous", gym.spaces.Box  # its name in checkpoints, what it acts in
+SCRIPT, ACTIONS = "ppo_continuous", gym.spaces.Box  # this script's name, and the actions it fits
 if sys.platform == "linux" and "DISPLAY" not in os.environ and "--capture" in " ".join(sys.argv):
     os.environ.setdefault("MUJOCO_GL", "egl")  # films without a screen; read when MuJoCo is loaded
 for spec in filter(lambda spec: "envs.mujoco" in str(spec.entry_point), gym.registry.values()):
@@ -99,7 +99,7 @@ class Args:
 
 
 def make_env(args: Args, video: Path | None = None) -> gym.Env:
-    """One environment with observations (D,); `video`: folder for a film of its first game."""
+    """One environment with observations (D,); `video`: folder for a film of its first steps."""
     env = gym.make(args.env_id, **({"render_mode": "rgb_array"} if video else {}))
     if video:
         film = {"video_length": 1000, "disable_logger": True}  # frames stay in memory until then
@@ -190,7 +190,7 @@ class RunningMeanStd(nn.Module):
         self.mean, self.m2, self.count = (np.array(x) for x in state)
 
     def update(self, x: np.ndarray) -> None:  # n rows (n, *shape)
-        mean, m2, count = self.mean, self.m2, self.count  # changed in place
+        mean, m2, count = self.mean, self.m2, self.count  # arrays, changed in place
         delta = x - mean
         count += len(x)
         mean += delta.sum(0) / count
@@ -219,16 +219,15 @@ class Agent(nn.Module):
         # [core-13] Separate networks for policy and value function
         # In a shared trunk both losses pull at the same weights; a second network is cheap.
         # Source: common/policies.py#L154-L166 (value_network="copy").
-        # DEVIATION: by default the official code shares the trunk in classic control.
         # [continuous-04] Separate MLP networks for policy and value function
-        # No deviation here: for MuJoCo the official code asks for it. Source: ppo2/defaults.py#L12.
+        # As in the official code for MuJoCo. Source: ppo2/defaults.py#L12.
         self.critic = mlp(obs_space.shape[0], 1, gain=1.0)
 
     # [continuous-06 1/3] Observation normalization
     # Unscaled, large features saturate the tanh units and small ones go unseen.
     # Source: common/vec_env/vec_normalize.py#L36-L42.
     # [continuous-07] Observation clipping
-    # A feature that first moves after n equal rows would be sqrt(n) standard deviations away.
+    # To +-10: a feature that first moves after n equal rows would be sqrt(n) stds from its mean.
     def normalize(self, obs: np.ndarray) -> np.ndarray:
         """Raw observations (..., D) as the networks want them, in float32."""
         return ((obs - self.obs_stats.mean) / self.obs_stats.std()).clip(-10, 10).astype(np.float32)
@@ -248,13 +247,13 @@ class Agent(nn.Module):
 
 
 # [core-05] Generalized Advantage Estimation
-# An advantage is how much better a step went than the value function V expected: its own delta
-# plus later ones of its episode, faded by gamma * lambda a step. What comes after the rollout is
+# A delta says how much better a step went than the value function V expected. The advantage adds
+# the later deltas of its episode, faded by gamma * lambda a step. What comes after the rollout is
 # in V(next_obs[-1]). Source: ppo2/runner.py#L52-L65; Schulman et al. 2016, equation 16.
 def compute_gae(rewards, values, next_values, dones, gamma: float, gae_lambda: float) -> np.ndarray:
     """Advantages (T, N) of T steps in N envs, from arrays (T, N).
 
-    `next_values`: V of the states that were reached, 0 after an episode's true end. `dones`: True
+    `next_values`: V of the states that were reached, 0 where it terminated. `dones`: True
     at the last step of an episode, however it ended; what comes after does not count for it.
     """
     deltas = rewards + gamma * next_values - values
@@ -284,7 +283,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
         optimizer.load_state_dict(checkpoint["optimizer"])  # its eps and betas, too
 
     # Row t: the agent saw obs[t], took actions[t] with log-probability logprobs[t], got rewards[t]
-    # and reached next_obs[t], the true last state where an episode ended (dones[t]).
+    # and reached next_obs[t], never a reset's. dones[t]: terminated, or truncated by a time limit.
     shape = (args.num_steps, args.num_envs)  # (T, N)
     obs = np.zeros(shape + envs.single_observation_space.shape, np.float32)
     # [continuous-01 3/3] Continuous actions via normal distributions
@@ -330,7 +329,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
                 actions[t], logprobs[t] = action.cpu().numpy(), dist.log_prob(action).cpu().numpy()
 
                 # [continuous-05 1/3] Clipped for the environment, stored unclipped
-                # log_prob is that of the sample: this is the action that the policy has drawn.
+                # log_prob belongs to the sample; what is clipped is not what the policy drew.
                 # Source: common/wrappers.py#L21-L29. DEVIATION: NaN is not made 0, but stops a run.
                 box = envs.action_space  # (N, ...)
                 executed = actions[t].reshape(box.shape).clip(box.low, box.high)
@@ -342,10 +341,10 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
 
                 dones[t] = terminated[t] | truncated[t]
                 if dones[t].any():
-                    step = ((iteration - 1) * args.num_steps + t) * args.num_envs
+                    step = ((iteration - 1) * args.num_steps + t) * args.num_envs + 1
                     for i in np.flatnonzero(dones[t]):  # + i: no two envs log at the same step
-                        writer.add_scalar("charts/episodic_return", episode_return[i], step + i + 1)
-                        writer.add_scalar("charts/episodic_length", episode_length[i], step + i + 1)
+                        writer.add_scalar("charts/episodic_return", episode_return[i], step + i)
+                        writer.add_scalar("charts/episodic_length", episode_length[i], step + i)
                     last_returns = [*last_returns, *episode_return[dones[t]].tolist()][-100:]
                     episode_return[dones[t]] = episode_length[dones[t]] = 0
 
@@ -354,13 +353,13 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
                     current_obs, _ = envs.reset(options={"reset_mask": dones[t]})
 
                 # [continuous-06 3/3] Observation normalization
-                # After an end the reset's is counted; an episode's last one is normalized only.
+                # What a reset returned is counted, an episode's last observation is not.
                 agent.obs_stats.update(current_obs)
                 current_obs = agent.normalize(current_obs)
                 next_obs[t] = agent.normalize(next_obs[t]) if dones[t].any() else current_obs
 
                 # [continuous-08 2/2] Reward scaling
-                # Divides by discounted returns' spread. Their mean stays, or the task would change.
+                # Divides by discounted_return's std. To subtract a mean would change the task.
                 # Source: common/vec_env/vec_normalize.py#L28-L33. DEVIATION: --gamma, not 0.99.
                 # [continuous-09] Reward clipping
                 # Matters in the first steps, while the divisor is a guess. Source: the same, L32.
@@ -395,7 +394,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
                 mb_obs, mb_actions, mb_logprobs, mb_advantages, mb_returns, mb_values = minibatch
                 dist, new_values = agent.policy(mb_obs), agent.value(mb_obs)
                 log_ratio = dist.log_prob(mb_actions) - mb_logprobs  # log(new / old), (M,)
-                ratio = log_ratio.exp()  # reweights rows that the old policy played
+                ratio = log_ratio.exp()  # > 1: the new policy takes this action more often
 
                 # [core-07] Advantage normalization, per minibatch
                 # Frees the policy's steps from the rewards' scale. Source: ppo2/model.py#L136-L139.
@@ -438,7 +437,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
                 losses.append(torch.stack([policy_loss, value_loss, entropy, grad_norm]).detach())
 
             # [aux-03] Early stopping on KL
-            # CleanRL's rule, checked after each epoch on its last minibatch; ppo2 has none.
+            # CleanRL's rule: the KL is k3 (see below) of an epoch's last minibatch. ppo2 has none.
             if args.target_kl is not None and (ratio - 1 - log_ratio).mean() > args.target_kl:
                 break
 
@@ -522,7 +521,7 @@ def check(args: Args) -> None:
 
 def save(folder: Path, args: Args, agent: Agent, optimizer, step: int, returns: list) -> None:
     """Write a file and rename it: a kill leaves a whole one. Episodes in flight are not kept."""
-    state = {"script": SCRIPT, "args": vars(args), "step": step, "returns": returns}  # no NumPy
+    state = {"script": SCRIPT, "args": vars(args), "step": step, "returns": returns}  # plain types
     state |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
     torch.save(state, folder / "checkpoint.tmp")
     (folder / "checkpoint.tmp").replace(folder / "checkpoint.pt")
@@ -549,7 +548,7 @@ def evaluate(args: Args, checkpoint: dict, folder: Path, mode: str) -> list[floa
     returns, cut = [], 0
     for seed in tqdm(env_seeds, mode, unit=" games", leave=False):
         (obs, _), total, steps, over = env.reset(seed=seed), 0.0, 0, False
-        while not over and steps < 27_000:  # Atari's own limit, in steps of 4 frames
+        while not over and steps < 27_000:  # some games never end; Atari's limit
             # [extra-03 3/3] Statistics saved with the agent, frozen in evaluation
             # [continuous-05 3/3] Clipped for the environment, stored unclipped
             with torch.inference_mode():
@@ -570,7 +569,7 @@ def evaluate(args: Args, checkpoint: dict, folder: Path, mode: str) -> list[floa
 def main(argv: list[str] | None = None) -> dict:
     """Train, resume or evaluate as the command line says; the run's folder and its scores."""
     args, checkpoint = tyro.cli(Args, args=argv), None
-    flag = "--resume" if args.evaluate is None else "--evaluate"
+    flag = "--resume" if args.evaluate is None else "--evaluate"  # train (a new run, too), or play
     run = args.resume if args.evaluate is None else args.evaluate
     name = f"{args.env_id}__{SCRIPT}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
     folder = Path(f"runs/{name.replace('/', '-').replace(':', '-')}" if run is None else run)

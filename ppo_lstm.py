@@ -8,7 +8,7 @@ What differs from ppo.py: one LSTM reads the observations in order, and policy a
 read its output. What it remembers, its state, lives as long as an episode. Training goes through
 whole sequences, so that gradients reach earlier steps, which have to be remembered.
 
-Read from top to bottom: PPO itself is all down to the end of train(), and the rest only runs it.
+Read from top to bottom: all of PPO stands before the end of train(), and the rest only runs it.
 `# [core-07] Title` marks an implementation detail, which docs/ explains. "Source" is a file of
 openai/baselines at commit ea25b9e, the official PPO ("ppo2"); DEVIATION says where we differ.
 
@@ -45,7 +45,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-SCRIPT, ACTIONS = "ppo_lstm", gym.spaces.Discrete  # its name in checkpoints, and what it acts in
+SCRIPT, ACTIONS = "ppo_lstm", gym.spaces.Discrete  # this script's name, and the actions it fits
 
 
 @dataclass
@@ -95,7 +95,7 @@ class Args:
 
 
 def make_env(args: Args, video: Path | None = None) -> gym.Env:
-    """One environment with observations (D,); `video`: folder for a film of its first game."""
+    """One environment with observations (D,); `video`: folder for a film of its first steps."""
     env = gym.make(args.env_id, **({"render_mode": "rgb_array"} if video else {}))
     if video:
         film = {"video_length": 1000, "disable_logger": True}  # frames stay in memory until then
@@ -148,7 +148,7 @@ class Categorical:
         self.logp = logits.log_softmax(-1)
 
     def sample(self) -> torch.Tensor:
-        # Gumbel-max: argmax(log p + Gumbel noise) samples p: common/distributions.py#L199-L201.
+        # Gumbel-max: argmax(log p - log Exp(1)) samples p: common/distributions.py#L199-L201.
         return (self.logp - torch.empty_like(self.logp).exponential_().log()).argmax(-1)
 
     def log_prob(self, actions: torch.Tensor) -> torch.Tensor:
@@ -197,13 +197,13 @@ class Agent(nn.Module):
 
 
 # [core-05] Generalized Advantage Estimation
-# An advantage is how much better a step went than the value function V expected: its own delta
-# plus later ones of its episode, faded by gamma * lambda a step. What comes after the rollout is
+# A delta says how much better a step went than the value function V expected. The advantage adds
+# the later deltas of its episode, faded by gamma * lambda a step. What comes after the rollout is
 # in V(next_obs[-1]). Source: ppo2/runner.py#L52-L65; Schulman et al. 2016, equation 16.
 def compute_gae(rewards, values, next_values, dones, gamma: float, gae_lambda: float) -> np.ndarray:
     """Advantages (T, N) of T steps in N envs, from arrays (T, N).
 
-    `next_values`: V of the states that were reached, 0 after an episode's true end. `dones`: True
+    `next_values`: V of the states that were reached, 0 where it terminated. `dones`: True
     at the last step of an episode, however it ended; what comes after does not count for it.
     """
     deltas = rewards + gamma * next_values - values
@@ -233,7 +233,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
         optimizer.load_state_dict(checkpoint["optimizer"])  # its eps and betas, too
 
     # Row t: the agent saw obs[t], took actions[t] with log-probability logprobs[t], got rewards[t]
-    # and reached next_obs[t], the true last state where an episode ended (dones[t]).
+    # and reached next_obs[t], never a reset's. dones[t]: terminated, or truncated by a time limit.
     shape = (args.num_steps, args.num_envs)  # (T, N)
     obs = np.zeros(shape + envs.single_observation_space.shape, np.float32)
     next_obs, actions = np.zeros_like(obs), np.zeros(shape, np.int64)
@@ -255,7 +255,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
     # Nothing is remembered yet. Later rollouts go on with the last state of the one before.
     # Source: common/models.py#L179, common/runners.py#L13.
     state = torch.zeros(2, args.num_envs, 128, device=device)
-    states = torch.zeros(args.num_steps, *state.shape, device=device)  # row t: state after obs[t]
+    states = torch.zeros(args.num_steps, *state.shape, device=device)  # (T, 2, N, H), after obs[t]
 
     for iteration in bar:
         # --- 1. Annealing
@@ -271,7 +271,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
         # --- 2. Rollout: T steps in N envs
         # [lstm-05 1/2] States rebuilt from the rollout's start
         # Acting and training both start from this state. Source: ppo2/runner.py#L23.
-        first_state = state.clone()  # (2, N, H)
+        first_state = state  # (2, N, H)
 
         with torch.inference_mode():
             for t in range(args.num_steps):
@@ -291,10 +291,10 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
 
                 dones[t] = terminated[t] | truncated[t]
                 if dones[t].any():
-                    step = ((iteration - 1) * args.num_steps + t) * args.num_envs
+                    step = ((iteration - 1) * args.num_steps + t) * args.num_envs + 1
                     for i in np.flatnonzero(dones[t]):  # + i: no two envs log at the same step
-                        writer.add_scalar("charts/episodic_return", episode_return[i], step + i + 1)
-                        writer.add_scalar("charts/episodic_length", episode_length[i], step + i + 1)
+                        writer.add_scalar("charts/episodic_return", episode_return[i], step + i)
+                        writer.add_scalar("charts/episodic_length", episode_length[i], step + i)
                     last_returns = [*last_returns, *episode_return[dones[t]].tolist()][-100:]
                     episode_return[dones[t]] = episode_length[dones[t]] = 0
 
@@ -335,9 +335,8 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
         log_ratios, losses = [], []  # of each gradient step
         for _ in range(args.update_epochs):
             # [core-06] Mini-batch updates
-            # Shuffled anew each epoch, each row in one minibatch. Source: ppo2/ppo2.py#L157-L166.
             # [lstm-04 2/3] Whole sequences as minibatches
-            # Here only envs are shuffled: n whole ones each. Source: ppo2/ppo2.py#L167-L180.
+            # Shuffled anew each epoch, n whole envs each. Source: ppo2/ppo2.py#L167-L180.
             order = torch.randperm(args.num_envs, device=device)
             for minibatch in zip(*(x[:, order].chunk(args.num_minibatches, 1) for x in batch)):
                 *minibatch, mb_dones, mb_state = minibatch  # (T, n, ...), and (2, n, H)
@@ -348,8 +347,8 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
                 # back through time. Source: ppo2/model.py#L151-L153.
                 # [lstm-03 3/3] State reset at the end of an episode
                 ends, outputs, begin = mb_dones.any(1), [], 0  # (T,): steps that end an episode
-                ends[-1] = True  # and the last: each call reads all rows up to an end, which makes
-                for stop in (ends.nonzero().flatten() + 1).tolist():  # the script 2.5 times as fast
+                ends[-1] = True  # and the last; one call per stretch is 2.5 times as fast
+                for stop in (ends.nonzero().flatten() + 1).tolist():
                     hidden, mb_state = agent.read(mb_obs[begin:stop], mb_state)
                     mb_state, begin = mb_state * ~mb_dones[stop - 1].unsqueeze(-1), stop
                     outputs.append(hidden)
@@ -357,7 +356,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
                 dist, new_values = agent.policy(hidden), agent.value(hidden)
 
                 log_ratio = dist.log_prob(mb_actions) - mb_logprobs  # log(new / old), (M,)
-                ratio = log_ratio.exp()  # reweights rows that the old policy played
+                ratio = log_ratio.exp()  # > 1: the new policy takes this action more often
 
                 # [core-07] Advantage normalization, per minibatch
                 # Frees the policy's steps from the rewards' scale. Source: ppo2/model.py#L136-L139.
@@ -400,7 +399,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
                 losses.append(torch.stack([policy_loss, value_loss, entropy, grad_norm]).detach())
 
             # [aux-03] Early stopping on KL
-            # CleanRL's rule, checked after each epoch on its last minibatch; ppo2 has none.
+            # CleanRL's rule: the KL is k3 (see below) of an epoch's last minibatch. ppo2 has none.
             if args.target_kl is not None and (ratio - 1 - log_ratio).mean() > args.target_kl:
                 break
 
@@ -482,7 +481,7 @@ def check(args: Args) -> None:
 
 def save(folder: Path, args: Args, agent: Agent, optimizer, step: int, returns: list) -> None:
     """Write a file and rename it: a kill leaves a whole one. Episodes in flight are not kept."""
-    state = {"script": SCRIPT, "args": vars(args), "step": step, "returns": returns}  # no NumPy
+    state = {"script": SCRIPT, "args": vars(args), "step": step, "returns": returns}  # plain types
     state |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
     torch.save(state, folder / "checkpoint.tmp")
     (folder / "checkpoint.tmp").replace(folder / "checkpoint.pt")
@@ -513,7 +512,7 @@ def evaluate(args: Args, checkpoint: dict, folder: Path, mode: str) -> list[floa
         # [lstm-02 2/3] Zero state at first
         state = torch.zeros(2, 1, 128)
 
-        while not over and steps < 27_000:  # Atari's own limit, in steps of 4 frames
+        while not over and steps < 27_000:  # some games never end; Atari's limit
             with torch.inference_mode():
                 # [lstm-02 3/3] Zero state at first
                 row = torch.as_tensor(obs, dtype=torch.float32)[None, None]  # (1, 1, D)
@@ -534,7 +533,7 @@ def evaluate(args: Args, checkpoint: dict, folder: Path, mode: str) -> list[floa
 def main(argv: list[str] | None = None) -> dict:
     """Train, resume or evaluate as the command line says; the run's folder and its scores."""
     args, checkpoint = tyro.cli(Args, args=argv), None
-    flag = "--resume" if args.evaluate is None else "--evaluate"
+    flag = "--resume" if args.evaluate is None else "--evaluate"  # train (a new run, too), or play
     run = args.resume if args.evaluate is None else args.evaluate
     name = f"{args.env_id}__{SCRIPT}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
     folder = Path(f"runs/{name.replace('/', '-').replace(':', '-')}" if run is None else run)

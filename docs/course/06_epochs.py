@@ -109,7 +109,7 @@ def train(args: Args) -> None:
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate)
 
     # Row t: the agent saw obs[t], took actions[t] with log-probability logprobs[t], got rewards[t]
-    # and reached next_obs[t], the true last state where an episode ended (dones[t]).
+    # and reached next_obs[t], never a reset's. dones[t]: terminated, or truncated by a time limit.
     shape = (args.num_steps, args.num_envs)  # (T, N)
     obs = np.zeros(shape + envs.single_observation_space.shape, np.float32)
     next_obs, actions = np.zeros_like(obs), np.zeros(shape, np.int64)

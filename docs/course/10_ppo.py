@@ -148,7 +148,7 @@ def train(args: Args, folder: Path) -> None:
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
 
     # Row t: the agent saw obs[t], took actions[t] with log-probability logprobs[t], got rewards[t]
-    # and reached next_obs[t], the true last state where an episode ended (dones[t]).
+    # and reached next_obs[t], never a reset's. dones[t]: terminated, or truncated by a time limit.
     shape = (args.num_steps, args.num_envs)  # (T, N)
     obs = np.zeros(shape + envs.single_observation_space.shape, np.float32)
     next_obs, actions = np.zeros_like(obs), np.zeros(shape, np.int64)
@@ -181,10 +181,10 @@ def train(args: Args, folder: Path) -> None:
 
                 dones[t] = terminated[t] | truncated[t]
                 if dones[t].any():
-                    step = ((iteration - 1) * args.num_steps + t) * args.num_envs
+                    step = ((iteration - 1) * args.num_steps + t) * args.num_envs + 1
                     for i in np.flatnonzero(dones[t]):  # + i: no two envs log at the same step
-                        writer.add_scalar("charts/episodic_return", episode_return[i], step + i + 1)
-                        writer.add_scalar("charts/episodic_length", episode_length[i], step + i + 1)
+                        writer.add_scalar("charts/episodic_return", episode_return[i], step + i)
+                        writer.add_scalar("charts/episodic_length", episode_length[i], step + i)
                     last_returns = [*last_returns, *episode_return[dones[t]].tolist()][-100:]
                     episode_return[dones[t]] = episode_length[dones[t]] = 0
                     current_obs, _ = envs.reset(options={"reset_mask": dones[t]})
@@ -211,7 +211,7 @@ def train(args: Args, folder: Path) -> None:
                 mb_obs, mb_actions, mb_logprobs, mb_advantages, mb_returns, mb_values = minibatch
                 dist, new_values = agent.policy(mb_obs), agent.value(mb_obs)
                 log_ratio = dist.log_prob(mb_actions) - mb_logprobs  # log(new / old), (M,)
-                ratio = log_ratio.exp()  # reweights rows that the old policy played
+                ratio = log_ratio.exp()  # > 1: the new policy takes this action more often
 
                 # Frees the policy's steps from the rewards' scale.
                 if args.norm_adv:
