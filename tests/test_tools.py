@@ -71,7 +71,7 @@ def test_a_run_that_stopped_counts_as_one_that_learned_nothing():
     assert effect.verdict == verdict and effect.adds == pytest.approx(41.4)
     row = "| Taxi-v4 (old script) | 500,000 | 5 | 8.0 ± 0.0 | -33.4 ± 83.3 | 41.4 ("
     assert row.replace(" ± ", "\u00a0±\u00a0") in section("aux-04")
-    assert f"| {verdict} |" in table("masks")
+    assert f"| {verdict} |" in table("ablation-masks")
 
 
 def test_verdicts_are_corrected_for_their_table_and_tasks_are_combined():
@@ -131,6 +131,7 @@ def test_what_is_measured_is_kept(tmp_path, monkeypatch):
     stop = [["def main(", "sys.exit('error: all is lost; what to do')\n\n\ndef main("]]
     variants = {"a, b": tiny, "stops": tiny}
     experiment = Experiment(variants, range(1, 2), edits={"stops": stop}, may_stop=True)
+    experiment.traced = {"kl": "losses/approx_kl"}
     monkeypatch.setitem(EXPERIMENTS, "tiny", experiment)
     row = {"variant": "stops", "seed": 1, "score": 7.0, "sampled": 0.5}
     tables.append("tiny", [row])
@@ -140,7 +141,7 @@ def test_what_is_measured_is_kept(tmp_path, monkeypatch):
     assert old["score"] == 7 and old[ORIGIN].isna().all()
     assert 1 < new["score"] < 100 and new["sampled"] > 1 and new[ORIGIN].notna().all()
     points = tables.read("tiny-curves")
-    assert len(points) > 10 and 99 not in set(points["return"])
+    assert len(points) > 10 and 99 not in set(points["return"]) and points["kl"].min() > 0
     assert points["step"].dtype == int and 900 < points["step"].max() <= 1024
     kept = (tmp_path / "tiny.csv").read_text()
     measure("tiny", jobs=1)

@@ -15,7 +15,6 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 ALL = [name for name, experiment in EXPERIMENTS.items() if experiment.ablated]
-NAMES = [name for name in ALL if "beyond" not in name]  # those of the details
 # A detail that hardly acts in the runs with it can't matter there: what says so, and below what.
 ACTS = {"core-08": ("clipfrac", 0.01)}
 
@@ -33,7 +32,7 @@ class Effect:
     with_it: np.ndarray  # a score per seed
     without: np.ndarray  # a run that stopped by itself counts with what it scored at the start
     start: float  # mean return of the first episodes: what nothing learned is worth
-    gain: float  # what there is to learn: what all details reach at the usual rate, less the start
+    gain: float  # what there is to learn: the mean score with all details, less the start
     acts: bool = True
     stopped: int = 0  # runs without it that stopped by themselves
     p: float = field(default=np.nan)  # of no difference, corrected for the whole table
@@ -85,10 +84,10 @@ def effects(name: str) -> list[Effect]:
         runs = runs[runs["unfinished"].isna()]
     for detail, cases in EXPERIMENTS[name].ablated.items():
         for case, without in cases:
-            base = without if "beyond" in detail else case.split(",")[0]  # at the usual rate
-            a, b, usual = (scores_of(runs, v, detail) for v in (case, without, base))
+            plain = without if "beyond" in detail else case  # what is neither added nor taken out
+            a, b, usual = (scores_of(runs, v, detail) for v in (case, without, plain))
             if len(seeds := a.index.intersection(b.index)):
-                start = first_returns(name, base)
+                start = first_returns(name, plain.split(",")[0])  # at the usual rate
                 stopped = runs[runs["variant"] == without].set_index("seed")["stopped"]
                 pair = [x.loc[seeds].fillna(start).to_numpy() for x in (a, b)]
                 one = Effect(detail, case, *pair, start, usual.mean() - start)
@@ -148,6 +147,11 @@ def at(rate: str, case: str) -> list[str]:
     return [case.split(",")[0] + rate]
 
 
+def as_usual(name: str) -> list[Effect]:
+    """The effects of an experiment with the settings of the defaults."""
+    return [e for e in effects(name) if "," not in e.case]
+
+
 def added(effect: Effect) -> str:
     if effect.interval is None:
         return f"{effect.adds:.1f}"
@@ -161,10 +165,10 @@ def row(e: Effect) -> dict[str, str]:
 
 
 def table(name: str) -> str:
-    """An experiment's effects, a table for each task, those that matter most first."""
+    """An experiment's effects at the usual rate, a table for each task, the largest first."""
     titles = {id_: f"[{id_}](#{id_}) {detail['title']}" for id_, detail in registry().items()}
     by_task = {}
-    for e in sorted(effects(f"ablation-{name}"), key=lambda e: -e.share):
+    for e in sorted(as_usual(name), key=lambda e: -e.share):
         by_task.setdefault(e.case, []).append({"detail": titles[e.detail]} | row(e))
     parts = [f"**{task}**\n\n{tables.markdown(rows)}" for task, rows in sorted(by_task.items())]
     return "\n\n".join(parts)
@@ -173,11 +177,11 @@ def table(name: str) -> str:
 def stress(name: str) -> str:
     """What each detail adds over both tasks, at each rate, in percent of what there is to learn."""
     rows = {}
-    for one in combined(f"stress-{name}"):
+    for one in combined(name):
         cells = rows.setdefault(one.detail, {"detail": f"[{one.detail}](#{one.detail})"})
         rate = one.rate.removeprefix(", ") or "the usual rate"
         adds, low, high = (f"{x:+.0%}" for x in one.adds)
-        cells[rate] = f"{adds} ({low} to {high})" if low != high else "0"
+        cells[rate] = f"{adds} ({low} to {high})"
     return tables.markdown(rows.values())
 
 

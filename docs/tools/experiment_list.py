@@ -29,6 +29,7 @@ class Experiment:
     since: float = 0.9  # over the run from here on
     may_stop: bool = False  # a run that stops by itself is a result, too
     bins: int = 100  # points of a curve; 0: no curve
+    traced: dict[str, str] = field(default_factory=dict)  # more columns of it -> TensorBoard tag
 
 
 TAXI = (
@@ -255,13 +256,13 @@ EXPERIMENTS = {
         seeds=range(1, 2),
         figures={"PongNoFrameskip-v4": ["PongNoFrameskip-v4"]},
     ),
-    # What each detail buys: effects.py reads these.
-    "ablation-core": ablation(
-        {
-            "CartPole-v1": "ppo.py --env-id CartPole-v1 --total-timesteps 200000",
-            "Acrobot-v1": "ppo.py --env-id Acrobot-v1 --total-timesteps 200000",
-        },
-        ids=[*details_of("core"), "extra-01"],
+    # What each detail buys: effects.py reads these. Larger steps show what a detail is worth where
+    # PPO is hard pressed.
+    "stress-core": stress(
+        "ppo.py --total-timesteps 200000",
+        rates=[0.00025, 0.001, 0.004],
+        envs=["CartPole-v1", "Acrobot-v1"],
+        ids=[*STRESSED, "extra-01"],
         seeds=range(1, 11),
     ),
     # The control: an edit that changes only what is logged, so no score may differ.
@@ -296,14 +297,6 @@ EXPERIMENTS = {
         {"BreakoutNoFrameskip-v4": "ppo_atari.py --total-timesteps 500000 --bf16"},
         ids=details_of("atari"),
         seeds=range(1, 4),
-    ),
-    # The same with larger steps: what a detail is worth where PPO is hard pressed.
-    "stress-core": stress(
-        "ppo.py --total-timesteps 200000",
-        rates=[0.00025, 0.001, 0.004],
-        envs=["CartPole-v1", "Acrobot-v1"],
-        ids=[*STRESSED, "extra-01"],
-        seeds=range(1, 11),
     ),
     "stress-continuous": stress(
         "ppo_continuous.py --total-timesteps 300000",
@@ -343,6 +336,7 @@ EXPERIMENTS = {
             "rank": "debug/feature_rank",
             "flat": "debug/flat",
         },
+        traced={"rank": "debug/feature_rank"},
         may_stop=True,
         bins=50,
     ),

@@ -117,9 +117,16 @@ def collect(experiment: Experiment, path: Path, printed: str) -> tuple[dict, lis
         row[column] = np.mean(numbers[int(len(numbers) * experiment.since) :])
     if not experiment.bins:
         return row, []
-    part = np.ceil(points["step"] * experiment.bins / total).astype(int)
-    curve = points["value"].groupby(part * total // experiment.bins).mean().dropna()
-    return row, [{"step": step, "return": value} for step, value in curve.items()]
+
+    def parts(points: pd.DataFrame) -> pd.Series:
+        part = np.ceil(points["step"] * experiment.bins / total).astype(int)
+        return points["value"].groupby(part * total // experiment.bins).mean()
+
+    traced = {
+        column: parts(pd.DataFrame(log.Scalars(t))) for column, t in experiment.traced.items()
+    }
+    curve = pd.DataFrame({"return": parts(points)} | traced).dropna().rename_axis("step")
+    return row, curve.reset_index().to_dict("records")
 
 
 def keep(name: str, key: dict, row: dict, curve: list[dict]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import results
 from details import DOCS, registry
-from experiment_list import EXPERIMENTS, PLAYED
+from experiment_list import EXPERIMENTS, NETWORKS, PLAYED
 
 GREY = "#808080"
 COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00"]  # Okabe and Ito's, for all eyes
@@ -61,19 +61,20 @@ def draw(name: str) -> None:
         axes.set(xlabel="environment steps", ylabel="return of an episode")
         legend(fig, axes, "outside lower center", ncols=2, fontsize=9, columnspacing=1)
         save(fig, f"{name}-{figure}")
-    if name.startswith("stress"):
-        for detail in experiment.ablated:
-            stress(name, detail)
-        return
     for detail, cases in experiment.ablated.items():
-        if cases := [case for case in cases if set(case) <= set(curves)]:
+        if name.startswith("stress"):
+            stress(name, detail)
+        elif cases := [case for case in cases if set(case) <= set(curves)]:
             ablation(name, detail, cases, curves)
     if "beyond" in name:
         rank("beyond", ["beyond-std", "beyond"], apply.entries())
     elif experiment.ablated:
-        rank("ablations", [x for x in effects.NAMES if "stress" not in x], registry())
+        names = [x for x in effects.ALL if "beyond" not in x and "control" not in x]
+        rank("ablations", names, registry())
     if name == "course":
         staircase(curves)
+    if name == "epochs":
+        epochs()
 
 
 def staircase(curves: dict) -> None:
@@ -88,6 +89,25 @@ def staircase(curves: dict) -> None:
     panels[0][0].set_ylabel("return of an episode")
     panels[1][0].set_ylabel("return of an episode")
     save(fig, "course-staircase")
+
+
+def epochs() -> None:
+    """Return and rank with few epochs and with many: a column for each network."""
+    fig, panels = plt.subplots(
+        2, 2, figsize=(9, 4.4), sharex=True, sharey="row", layout="constrained"
+    )
+    for row, (column, label) in zip(
+        panels, {"return": "return", "rank": "rank of features"}.items()
+    ):
+        curves = results.curves("epochs", column)
+        for axes, network in zip(row, NETWORKS):
+            for n, color in ((4, BLUE), (32, RED)):
+                plot(axes, curves[f"{n} epochs{network}"], color, f"{n} epochs")
+        row[0].set_ylabel(label)
+    for axes, title in zip(panels[0], ("tanh", "ReLU")):
+        axes.set_title(title, color=GREY, fontsize=11)
+    legend(fig, panels[0][0], "outside right")
+    save(fig, "epochs")
 
 
 def ablation(name: str, detail: str, cases: list[tuple[str, str]], curves: dict) -> None:
@@ -130,10 +150,12 @@ def stress(name: str, detail: str) -> None:
             scores = np.array([getattr(e, side) for _, e in points])
             places = np.arange(len(points)) + shift
             if interval := intervals.of_mean(scores.T):
-                axes.fill_between(places, *interval, color=color, alpha=0.2, linewidth=0)
-            axes.plot(places, scores.mean(1), color=color, linewidth=2, label=label)
-            axes.plot(places, scores, ".", color=color, alpha=0.4, markersize=4)
+                axes.vlines(places, *interval, color=color, alpha=0.4, linewidth=3)
+            axes.plot(places, scores.mean(1), "o-", color=color, linewidth=2, label=label)
+            beside = places[:, None] + np.linspace(0, 3 * shift, scores.shape[1])  # seed by seed
+            axes.plot(beside, scores, ".", color=color, alpha=0.4, markersize=4)
         axes.set_xticks(range(len(points)), [f"x {times}" for times, _ in points])
+        axes.set_xlim(-0.5, len(points) - 0.5)
         axes.set_xlabel("learning rate")
     grid[0][0].set_ylabel("return of an episode")
     legend(fig, grid[0][0], "outside right")
@@ -142,7 +164,7 @@ def stress(name: str, detail: str) -> None:
 
 def rank(figure: str, names: list[str], titles: dict[str, dict]) -> None:
     """What every detail adds, as a share of what there is to learn: a panel for each experiment."""
-    panels = {name: sorted(effects.effects(name), key=lambda e: e.share) for name in names}
+    panels = {name: sorted(effects.as_usual(name), key=lambda e: e.share) for name in names}
     panels = {name: found for name, found in panels.items() if found}
     limits = (-1, 3) if figure == "beyond" else (-0.5, 1.5)
     sizes = [len(found) + 2 for found in panels.values()]

@@ -31,11 +31,12 @@ def with_base(name: str, part: str = "") -> pd.DataFrame:
     return pd.concat([found, more], ignore_index=True) if len(found) else found
 
 
-def curves(name: str) -> dict[str, pd.DataFrame]:
-    """Per variant the mean returns of its runs' parts: rows are steps, columns are seeds."""
+def curves(name: str, column: str = "return") -> dict[str, pd.DataFrame]:
+    """Per variant the mean returns of its runs' parts: rows are steps, columns are seeds; or the
+    means of another column of its curves."""
     lines = {}
     for variant, found in with_base(name, "-curves").groupby("variant"):
-        line = found.pivot(index="step", columns="seed", values="return")
+        line = found.pivot(index="step", columns="seed", values=column)
         lines[variant] = line.interpolate("index", limit_direction="both")
     return lines
 
