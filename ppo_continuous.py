@@ -556,7 +556,6 @@ def evaluate(args: Args, checkpoint: dict, folder: Path, mode: str) -> list[floa
             action, box = dist.mode() if mode == "greedy" else dist.sample(), env.action_space
             executed = action.numpy().reshape(box.shape).clip(box.low, box.high)
             obs, reward, terminated, truncated, _ = env.step(executed)
-
             total, steps, over = total + float(reward), steps + 1, terminated or truncated
         returns.append(total)
         cut += not over
