@@ -52,7 +52,7 @@ from torch import distributed, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-SCRIPT = "ppo_atari"  # this script's name
+SCRIPT = Path(__file__).stem  # this file's name
 SCORES = ("game_over", "episode_returns", "episode_lengths")  # attributes of the wrappers below
 GAME = {"frameskip": 1, "repeat_action_probability": 0.0}  # ALE/*-v5 would do both by itself
 PROCESSES = int(os.environ.get("WORLD_SIZE", 1))  # torchrun sets these two
@@ -233,7 +233,7 @@ def make_env(args: Args, video: Path | None = None) -> gym.Env:
     try:
         env = gym.make(args.env_id, **({"render_mode": "rgb_array"} if video else {}), **GAME)
     except TypeError as error:  # it does not know frames to skip
-        raise ValueError("no Atari game, use ppo.py or the script for its actions") from error
+        raise ValueError("no Atari game: use ppo.py; for pictures docs/ppo_atari.md") from error
     env = MaxAndSkip(NoopReset(env))
     if video:
         film = {"video_length": 1000, "disable_logger": True, "fps": 15}  # of 60 frames a second
@@ -617,14 +617,13 @@ def check(args: Args) -> None:
         if type(value) in (int, float) and not low <= value <= high:  # NaN fails too
             fail(f"--{name.replace('_', '-')} {value} must lie between {low} and {high:g}")
     if args.batch_size % args.num_minibatches or args.batch_size < 2 * args.num_minibatches:
-        fail(f"--num-minibatches must cut {args.batch_size} rows (envs x steps) into parts of 2+")
+        fail(f"--num-minibatches must cut {args.batch_size} rows into equal parts of 2 or more")
     if args.num_iterations < 1:
         fail(f"--total-timesteps must be at least one rollout (envs x steps): {args.batch_size}")
     try:
         envs = make_envs(args)
-        envs.reset()
+        envs.reset(seed=spawn_seeds(args.seed, "check", args.num_envs))
         envs.step(envs.action_space.sample())
-        envs.close()
     except Exception as error:  # an environment may raise any
         fail(f"--env-id {args.env_id} can't be made, reset and stepped: {error!r}")
 
@@ -699,7 +698,7 @@ def main(argv: list[str] | None = None) -> dict:
     # Rank 0 alone shows, writes and plays. Others log to a folder that is thrown away.
     rows = args.num_envs * args.num_steps
     if rows % args.num_minibatches or rows < 2 * args.num_minibatches:
-        fail(f"--num-minibatches must cut the {rows} rows of each process into parts of 2+")
+        fail(f"--num-minibatches must cut the {rows} rows of a process into equal parts of 2+")
     if RANK:
         tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
         with TemporaryDirectory() as nowhere:

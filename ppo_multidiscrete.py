@@ -46,7 +46,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-SCRIPT, ACTIONS = "ppo_multidiscrete", gym.spaces.MultiDiscrete  # make_env turns all into it
+SCRIPT, ACTIONS = Path(__file__).stem, gym.spaces.MultiDiscrete  # make_env turns all into it
 if sys.platform == "linux" and "DISPLAY" not in os.environ and "--capture" in " ".join(sys.argv):
     os.environ.setdefault("MUJOCO_GL", "egl")  # films without a screen; read when MuJoCo is loaded
 for spec in filter(lambda spec: "envs.mujoco" in str(spec.entry_point), gym.registry.values()):
@@ -482,23 +482,23 @@ def check(args: Args) -> None:
         if type(value) in (int, float) and not low <= value <= high:  # NaN fails too
             fail(f"--{name.replace('_', '-')} {value} must lie between {low} and {high:g}")
     if args.batch_size % args.num_minibatches or args.batch_size < 2 * args.num_minibatches:
-        fail(f"--num-minibatches must cut {args.batch_size} rows (envs x steps) into parts of 2+")
+        fail(f"--num-minibatches must cut {args.batch_size} rows into equal parts of 2 or more")
     if args.num_iterations < 1:
         fail(f"--total-timesteps must be at least one rollout (envs x steps): {args.batch_size}")
     try:
         envs = make_envs(args)
-        envs.reset()
+        envs.reset(seed=spawn_seeds(args.seed, "check", args.num_envs))
 
         # [aux-04 5/6] Invalid action masking
         envs.step(np.stack(envs.get_attr("mask")).argmax(-1))  # the first valid choices
-        envs.close()
 
+        env = gym.make(args.env_id, **({"render_mode": "rgb_array"} if args.capture_video else {}))
     except Exception as error:  # an environment may raise any
         fail(f"--env-id {args.env_id} can't be made, reset and stepped: {error!r}")
-    shape, space = envs.envs[0].unwrapped.observation_space.shape, envs.single_action_space
+    shape, space = env.unwrapped.observation_space.shape, envs.single_action_space
     if len(shape or ()) > 2 or not isinstance(space, ACTIONS) or np.any(getattr(space, "start", 0)):
         fits = "for pictures ppo_atari.py, for Box ppo_continuous.py, else ppo_multidiscrete.py"
-        fail(f"{SCRIPT}.py does not fit {args.env_id} with {space}; use: {fits}")
+        fail(f"{SCRIPT}.py does not fit {args.env_id}: observations {shape}, {space}; use {fits}")
 
 
 def save(folder: Path, args: Args, agent: Agent, optimizer, step: int, returns: list) -> None:

@@ -264,6 +264,7 @@ BAD = {
     "--env-id no_such_module:Own-v0": "No module named 'no_such_module'",
     "--env-id MISFIT": "ATALL",
     "--env-id known_envs:Old-v0": "can't be made, reset and stepped",
+    "--env-id known_envs:Bare-v0 --capture-video": "unexpected keyword argument 'render_mode'",
     "--env-id known_envs:Picture-v0": "ATALL",
     "--resume nowhere": "holds no whole checkpoint",
     "--evaluate=": "holds no whole checkpoint",

@@ -221,8 +221,7 @@ def build_beyond(kind: str) -> str:
             old, new = (ROOT / script).read_text(), apply.apply(script, name)
             lines = difflib.unified_diff(old.splitlines(), new.splitlines(), n=1, lineterm="")
             body = "\n".join("" if line.startswith("@@") else line for line in list(lines)[2:])
-            own = re.search(r'^SCRIPT.* = "(\w+)"', new, re.MULTILINE)[1]
-            file = "mine.py" if f"{own}.py" == script else f"{own}.py"
+            file = entry.get("file", "mine.py")
             how = f"`python docs/tools/apply.py {script} {name} > {file}`\n\n```diff{body}\n```"
         said = (
             f'<a id="{name}"></a>\n### {name} {entry["title"]}\n\n{entry["idea"].strip()}\n\n{how}'

@@ -147,13 +147,14 @@ def stress(name: str, detail: str) -> None:
         axes.set_title(title, color=GREY, fontsize=11)
         lines = (("with_it", BLUE, -0.05, "with it"), ("without", RED, 0.05, "without it"))
         for side, color, shift, label in lines:
-            scores = np.array([getattr(e, side) for _, e in points])
-            places = np.arange(len(points)) + shift
-            if interval := intervals.of_mean(scores.T):
-                axes.vlines(places, *interval, color=color, alpha=0.4, linewidth=3)
-            axes.plot(places, scores.mean(1), "o-", color=color, linewidth=2, label=label)
-            beside = places[:, None] + np.linspace(0, 3 * shift, scores.shape[1])  # seed by seed
-            axes.plot(beside, scores, ".", color=color, alpha=0.4, markersize=4)
+            rows, places = [getattr(e, side) for _, e in points], np.arange(len(points)) + shift
+            means = [scores.mean() for scores in rows]
+            axes.plot(places, means, "o-", color=color, linewidth=2, label=label)
+            for place, scores in zip(places, rows):
+                if interval := intervals.of_mean(scores):
+                    axes.vlines(place, *interval, color=color, alpha=0.4, linewidth=3)
+                beside = place + np.linspace(0, 3 * shift, len(scores))  # seed by seed
+                axes.plot(beside, scores, ".", color=color, alpha=0.4, markersize=4)
         axes.set_xticks(range(len(points)), [f"x {times}" for times, _ in points])
         axes.set_xlim(-0.5, len(points) - 0.5)
         axes.set_xlabel("learning rate")
