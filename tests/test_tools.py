@@ -58,7 +58,7 @@ def rows_of(name: str, scores: dict[str, list]) -> None:
     """Rows of an experiment; None: a run that stopped by itself."""
     for variant, seeds in scores.items():
         rows = [{"variant": variant, "seed": i, "window": x} for i, x in enumerate(seeds, 1)]
-        more = {"first": -200.0, "clipfrac": 0.001, "sampled": None}
+        more = {"first": -200.0, "clipfrac": 0.0001, "sampled": None}
         said = {True: "it stopped", False: None}
         tables.append(name, [r | more | {"stopped": said[r["window"] is None]} for r in rows])
 
