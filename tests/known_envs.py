@@ -63,6 +63,14 @@ class Ends(gym.Env):
         return self.observe(), *row[1:], {}
 
 
+class Staggered(Ends):
+    """Odd environments end first after 7 steps: no two neighbours end together."""
+
+    def __init__(self, render_mode=None):
+        super().__init__()
+        self.lengths = self.lengths[:: 1 - 2 * (self.number % 2)]
+
+
 class Reused(Ends):
     """Ends, but all observations are one array that each step overwrites, as some simulators do."""
 
@@ -451,6 +459,7 @@ register("Long-v0", Ends, kwargs={"lengths": (1000, 1000)})
 register("Both-v0", Ends, kwargs={"lengths": (3, 3)}, max_episode_steps=3)
 register("Torque-v0", Ends, kwargs={"bound": 1})
 register("Reused-v0", Reused)
+register("Staggered-v0", Staggered)
 register("Shapes-v0", Shapes)
 register("Sized-v0", Sized)
 register("Tuples-v0", Tuples)

@@ -102,6 +102,7 @@ def test_continuous_03_independent_action_components(ppo):
     density = np.exp(-0.5 * ((actions - mean) / np.exp(log_std)) ** 2)
     density /= np.exp(log_std) * np.sqrt(2 * np.pi)
     dist = ppo.Gaussian(torch.tensor(mean), torch.tensor(log_std))
+    assert (dist.mode().numpy() == mean).all(), "mode() is the most likely action: the mean"
     got, right = dist.log_prob(torch.tensor(actions)).numpy(), np.log(density).sum(-1)
     assert got.shape == (7,), "there is a log-probability for each component: sum them"
     assert not np.allclose(got * 3, right), "the components' mean is taken, not their sum"
