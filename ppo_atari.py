@@ -624,6 +624,7 @@ def check(args: Args) -> None:
         envs = make_envs(args)
         envs.reset(seed=spawn_seeds(args.seed, "check", args.num_envs))
         envs.step(envs.action_space.sample())
+        gym.make(args.env_id, **({"render_mode": "rgb_array"} if args.capture_video else {}))
     except Exception as error:  # an environment may raise any
         fail(f"--env-id {args.env_id} can't be made, reset and stepped: {error!r}")
 

@@ -470,10 +470,10 @@ def check(args: Args) -> None:
         envs = make_envs(args)
         envs.reset(seed=spawn_seeds(args.seed, "check", args.num_envs))
         envs.step(envs.action_space.sample())
-        env = gym.make(args.env_id, **({"render_mode": "rgb_array"} if args.capture_video else {}))
+        gym.make(args.env_id, **({"render_mode": "rgb_array"} if args.capture_video else {}))
     except Exception as error:  # an environment may raise any
         fail(f"--env-id {args.env_id} can't be made, reset and stepped: {error!r}")
-    shape, space = env.unwrapped.observation_space.shape, envs.single_action_space
+    shape, space = make_env(args).unwrapped.observation_space.shape, envs.single_action_space
     if len(shape or ()) > 2 or not isinstance(space, ACTIONS) or np.any(getattr(space, "start", 0)):
         fits = "for pictures ppo_atari.py, for Box ppo_continuous.py, else ppo_multidiscrete.py"
         fail(f"{SCRIPT}.py does not fit {args.env_id}: observations {shape}, {space}; use {fits}")

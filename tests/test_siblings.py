@@ -63,7 +63,7 @@ MARK = "\n                # [continuous-08] Reward scaling\n"
         (STEP, "                episode_length += 2\n", False),
         (STEP, "", False),
         (STEP, f"{MARK}{STEP}\n                rewards[t] /= 2\n", False),
-        ('"ppo", gym', '"ppo_child", gym', True),
+        ("Path(__file__).stem, gym", '"ppo_child", gym', True),
         ("    gamma: float = 0.99", "    gamma: float = 0.999", True),
         ("import numpy as np\n", "import numpy as np\nimport scipy\n", True),
         ("        return self.num_envs * self.num_steps", "        return 7", False),

@@ -125,8 +125,8 @@ def collect(experiment: Experiment, path: Path, printed: str) -> tuple[dict, lis
     traced = {
         column: parts(pd.DataFrame(log.Scalars(t))) for column, t in experiment.traced.items()
     }
-    curve = pd.DataFrame({"return": parts(points)} | traced).dropna().rename_axis("step")
-    return row, curve.reset_index().to_dict("records")
+    curve = pd.DataFrame({"return": parts(points)} | traced).dropna(subset=["return"])
+    return row, curve.rename_axis("step").reset_index().to_dict("records")
 
 
 def keep(name: str, key: dict, row: dict, curve: list[dict]) -> None:
