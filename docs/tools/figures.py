@@ -170,6 +170,7 @@ def rank(figure: str, names: list[str], titles: dict[str, dict]) -> None:
     limits = (-1, 3) if figure == "beyond" else (-0.5, 1.5)
     sizes = [len(found) + 2 for found in panels.values()]
     shape = {"figsize": (9, 0.22 * sum(sizes) + 0.4), "height_ratios": sizes, "sharex": True}
+    shape["layout"] = "constrained"
     fig, grid = plt.subplots(len(panels), 1, squeeze=False, **shape)
     for axes, (name, found) in zip(grid[:, 0], panels.items()):
         command = next(iter(EXPERIMENTS[name].variants.values()))
