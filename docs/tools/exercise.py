@@ -122,7 +122,8 @@ def blanked(source: str, name: str) -> tuple[str, int]:
         given, produced = names_in([*ast.parse(code).body, *over], modules)
         ends = [f.end_lineno for f in functions if f.lineno <= site["last"] <= f.end_lineno]
         rest = "\n".join(source.splitlines()[site["last"] : max(ends, default=None)])
-        produced = [x for x in produced if not x.isidentifier() or re.search(rf"\b{x}\b", rest)]
+        read = [x for x in produced if not x.isidentifier() or re.search(rf"\b{x}\b", rest)]
+        produced = read or produced  # those that only the loop's next turn reads
         said = [f"# Given: {', '.join(given)}."] if given else []
         said += [f"# To produce: {', '.join(produced)}." if produced else "# To do: see above."]
         said = [line for text in said for line in textwrap.wrap(text, 98 - margin)]
