@@ -123,7 +123,7 @@ def blanked(source: str, name: str) -> tuple[str, int]:
         ends = [f.end_lineno for f in functions if f.lineno <= site["last"] <= f.end_lineno]
         rest = "\n".join(source.splitlines()[site["last"] : max(ends, default=None)])
         read = [x for x in produced if not x.isidentifier() or re.search(rf"\b{x}\b", rest)]
-        produced = read or produced  # those that only the loop's next turn reads
+        produced = read or ([] if "return " in code else produced)  # for a loop's next turn
         said = [f"# Given: {', '.join(given)}."] if given else []
         said += [f"# To produce: {', '.join(produced)}." if produced else "# To do: see above."]
         said = [line for text in said for line in textwrap.wrap(text, 98 - margin)]
