@@ -221,7 +221,7 @@ QUICK = ["--total-timesteps", "1024", "--eval-episodes", "1"]
 
 def test_recipes_are_whole():
     for name in set(ALL) - set(ENTRIES):
-        assert set(ALL[name]) - {"edit", "flags"} == {"id", "title", "scripts", "idea"}
+        assert set(ALL[name]) - {"edit", "file", "flags"} == {"id", "title", "scripts", "idea"}
         assert f"def test_{name.replace('-', '_')}" in Path(__file__).read_text()
 
 
