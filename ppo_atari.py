@@ -699,7 +699,7 @@ def main(argv: list[str] | None = None) -> dict:
     # Rank 0 alone shows, writes and plays. Others log to a folder that is thrown away.
     rows = args.num_envs * args.num_steps
     if rows % args.num_minibatches or rows < 2 * args.num_minibatches:
-        fail(f"--num-minibatches must cut the {rows} rows of a process into equal parts of 2+")
+        fail(f"--num-minibatches must cut the {rows} rows of each process into equal parts of 2+")
     if RANK:
         tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
         with TemporaryDirectory() as nowhere:
