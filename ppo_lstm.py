@@ -251,7 +251,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
     # far shorter than an episode. Source: common/runners.py#L8-L14, ppo2/runner.py#L26.
     current_obs, _ = envs.reset(seed=env_seeds)  # (N, D)
 
-    # [lstm-02 1/2] Zero state at first
+    # [lstm-02 1/3] Zero state at first
     # Nothing is remembered yet. Later rollouts go on with the last state of the one before.
     # Source: common/models.py#L179, common/runners.py#L13.
     state = torch.zeros(2, args.num_envs, 128, device=device)
@@ -508,13 +508,17 @@ def evaluate(args: Args, checkpoint: dict, folder: Path, mode: str) -> list[floa
     returns, cut = [], 0
     for seed in tqdm(env_seeds, mode, unit=" games", leave=False):
         (obs, _), total, steps, over = env.reset(seed=seed), 0.0, 0, False
-        # [lstm-02 2/2] Zero state at first
+
+        # [lstm-02 2/3] Zero state at first
         state = torch.zeros(2, 1, 128)
+
         while not over and steps < 27_000:  # some games never end; Atari's limit
             with torch.inference_mode():
+                # [lstm-02 3/3] Zero state at first
                 row = torch.as_tensor(obs, dtype=torch.float32)[None, None]  # (1, 1, D)
                 hidden, state = agent.read(row, state)
                 dist = agent.policy(hidden[0, 0])
+
             action = dist.mode() if mode == "greedy" else dist.sample()
             obs, reward, terminated, truncated, _ = env.step(action.numpy()[()])
             total, steps, over = total + float(reward), steps + 1, terminated or truncated
