@@ -19,14 +19,8 @@ shape (4, 84, 84) of an observation. Row t of every array of the rollout belongs
 # /// script
 # requires-python = ">=3.11,<3.14"
 # dependencies = [
-#     "ale-py==0.12.1",
-#     "gymnasium==1.4.0",
-#     "moviepy==2.2.1",
-#     "numpy==2.4.6",
-#     "opencv-python-headless==5.0.0.93",
-#     "tensorboard==2.21.0",
-#     "torch==2.13.0",
-#     "tqdm==4.70.1",
+#     "ale-py==0.12.1", "gymnasium==1.4.0", "moviepy==2.2.1", "numpy==2.4.6",
+#     "opencv-python-headless==5.0.0.93", "tensorboard==2.21.0", "torch==2.13.0", "tqdm==4.70.1",
 #     "tyro==1.0.17",
 # ]
 # ///
@@ -107,8 +101,6 @@ class Args:
 
 
 # ---------------------------------------- Environment ----------------------------------------
-
-
 # [atari-01 1/2] No-op reset
 # Most games would start in the same frame: a policy could learn one sequence by heart.
 # Source: common/atari_wrappers.py#L12-L39.
@@ -149,8 +141,8 @@ class MaxAndSkip(gym.Wrapper):
 
 
 # [atari-03 1/3] A lost life ends the episode, not the game
-# A death is bad at once, not only when the game ends. The reset after it goes on with the game, so
-# that late scenes are seen. Contested: Machado et al. 2018 advise against it.
+# A death is bad at once, not only when the game ends; the reset after it goes on with the game.
+# Contested: Machado et al. 2018 advise against it.
 # Source: common/atari_wrappers.py#L61-L95. DEVIATION: if its no-op ends the game, it resets.
 class EpisodicLife(gym.Wrapper):
     """Reports a lost life as the end of an episode; only resets a game that is over."""
@@ -279,8 +271,6 @@ def spawn_seeds(seed: int, stage: str, n: int) -> list[int]:
 
 
 # ------------------------------------------ Network ------------------------------------------
-
-
 # [core-02] Orthogonal initialization, zero biases
 # Gain sqrt(2) in hidden layers; 0.01 for the policy head, so that all actions start about equally
 # likely; 1 for the value head. Source: a2c/utils.py#L20-L35, common/policies.py#L49-L63.
@@ -317,10 +307,9 @@ class Categorical:
 class Agent(nn.Module):
     """One network with two heads: the policy (actor) and the value function (critic)."""
 
-    bf16 = False  # train() sets it; evaluation computes in float32
-
     def __init__(self, obs_space: gym.Space, action_space: gym.Space):
         super().__init__()
+        self.bf16 = False  # train() sets it; evaluation computes in float32
         self.trunk = nn.Sequential(
             layer_init(nn.Conv2d(obs_space.shape[0], 32, 8, stride=4)),  # 84 -> 20
             nn.ReLU(),
@@ -345,8 +334,7 @@ class Agent(nn.Module):
         # [extra-07 1/3] The network in bfloat16
         # Its 8 bits are enough for features; weights, heads, losses and Adam keep float32.
         with torch.autocast(obs.device.type, torch.bfloat16, enabled=self.bf16):
-            features = self.trunk(obs)
-        features = features.float()
+            features = self.trunk(obs).float()
 
         # Squeezed here, once: (M, 1) - (M,) would broadcast to an (M, M) loss without an error.
         return Categorical(self.actor(features)), self.critic(features).squeeze(-1)
@@ -362,8 +350,6 @@ def average(tensors) -> None:
 
 
 # ------------------------------------------ Training ------------------------------------------
-
-
 # [core-05] Generalized Advantage Estimation
 # A delta says how much better a step went than the value function V expected. The advantage adds
 # the later deltas of its episode, faded by gamma * lambda a step. What comes after the rollout is
@@ -385,8 +371,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
     """Repeat: play T steps, estimate advantages, make better actions likelier, log and save."""
     # --- 0. Setup
     # [aux-02 3/6] Parallel gradient update
-    # torchrun starts this file several times. Each process has its own envs, chance and GPU; all
-    # begin with the weights of rank 0. When one fails, torchrun ends the others.
+    # torchrun starts this file once a process: own envs, chance and GPU, but the weights of rank 0.
     gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     device = torch.device(gpu if args.cuda and torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.allow_tf32 = False  # 10-bit products: another network than a CPU's
@@ -401,7 +386,6 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         for parameter in agent.parameters():
             distributed.broadcast(parameter.data, 0)
-
     # [extra-07 2/3] The network in bfloat16
     agent.bf16 = args.bf16
 
@@ -448,7 +432,6 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
         with torch.inference_mode():
             for t in range(args.num_steps):
                 obs[t] = current_obs
-
                 # [atari-08 2/4] Shared Nature CNN
                 # The value costs next to nothing once there are features: it comes with the action.
                 dist, value = agent(torch.as_tensor(obs[t], device=device))
@@ -484,9 +467,8 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
         next_values[unknown] = value.cpu().numpy()
 
         # [extra-01] Bootstrap at time limits
-        # A time limit is not a failure: the state it cut off keeps its value, or good states near
-        # the limit would look bad.
-        # DEVIATION: the official code takes 0; --no-bootstrap-truncation does the same.
+        # A time limit is no failure: the state it cut off keeps its value. DEVIATION: the official
+        # code takes 0, as --no-bootstrap-truncation does: good states near a limit then look bad.
         next_values[terminated if args.bootstrap_truncation else dones] = 0
 
         advantages = compute_gae(rewards, values, next_values, dones, args.gamma, args.gae_lambda)
@@ -601,8 +583,6 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
 
 
 # ------------------------ Running it: checkpoint, evaluation, command line ------------------------
-
-
 def fail(message: str, code: int = 2) -> None:
     """End the program with one sentence: what is wrong, and what to do."""
     print("\nerror:", " ".join(message.split()), file=sys.stderr)
@@ -672,7 +652,6 @@ def evaluate(args: Args, checkpoint: dict, folder: Path, mode: str) -> list[floa
                 obs, _ = env.reset()
             over = env.get_wrapper_attr("episode_count") > games and not truncated
             steps = 27_000 if truncated else steps
-
         returns.append(total)
         cut += not over
     env.close()

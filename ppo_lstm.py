@@ -4,9 +4,8 @@
     python ppo_lstm.py --env-id Acrobot-v1        any Gymnasium environment that fits
     tensorboard --logdir runs                     the curves, live
 
-What differs from ppo.py: one LSTM reads the observations in order, and policy and value function
-read its output. What it remembers, its state, lives as long as an episode. Training goes through
-whole sequences, so that gradients reach earlier steps, which have to be remembered.
+What differs from ppo.py: one LSTM reads the observations in order, for policy and value function.
+Its state, what it remembers, lives as long as an episode. Training goes through whole sequences.
 
 Read from top to bottom: all of PPO stands before the end of train(), and the rest only runs it.
 `# [core-07] Title` marks an implementation detail, which docs/ explains. "Source" is a file of
@@ -19,13 +18,8 @@ The M rows are laid out as (T, n), all steps of n envs. The LSTM has H = 128 uni
 # /// script
 # requires-python = ">=3.11,<3.14"
 # dependencies = [
-#     "gymnasium[box2d,classic-control]==1.4.0",
-#     "moviepy==2.2.1",
-#     "numpy==2.4.6",
-#     "tensorboard==2.21.0",
-#     "torch==2.13.0",
-#     "tqdm==4.70.1",
-#     "tyro==1.0.17",
+#     "gymnasium[box2d,classic-control]==1.4.0", "moviepy==2.2.1", "numpy==2.4.6",
+#     "tensorboard==2.21.0", "torch==2.13.0", "tqdm==4.70.1", "tyro==1.0.17",
 # ]
 # ///
 
@@ -92,8 +86,6 @@ class Args:
 
 
 # ---------------------------------------- Environment ----------------------------------------
-
-
 def make_env(args: Args, video: Path | None = None) -> gym.Env:
     """One environment with observations (D,); `video`: folder for a film of its first steps."""
     env = gym.make(args.env_id, **({"render_mode": "rgb_array"} if video else {}))
@@ -129,8 +121,6 @@ def spawn_seeds(seed: int, stage: str, n: int) -> list[int]:
 
 
 # ------------------------------------------ Network ------------------------------------------
-
-
 # [core-02] Orthogonal initialization, zero biases
 # Gain sqrt(2) in hidden layers; 0.01 for the policy head, so that all actions start about equally
 # likely; 1 for the value head. Source: a2c/utils.py#L20-L35, common/policies.py#L49-L63.
@@ -165,7 +155,7 @@ class Categorical:
 # Gain 1; every gate starts near 0.5. Both heads read one LSTM. Source: a2c/utils.py#L81-L102.
 # DEVIATION: torch has a second bias vector, which stays 0 here, and orders the gates otherwise.
 class Agent(nn.Module):
-    """The policy (actor) and the value function (critic), after one LSTM of H = 128 units."""
+    """The policy (actor) and the value function (critic)."""
 
     def __init__(self, obs_space: gym.Space, action_space: gym.Space):
         super().__init__()
@@ -189,13 +179,11 @@ class Agent(nn.Module):
 
     def value(self, hidden: torch.Tensor) -> torch.Tensor:
         """Expected discounted returns (...) from outputs of the LSTM (..., H)."""
-        # Squeezed here, once: (T, n, 1) - (T, n) fails, or broadcasts where n is 1 or T.
+        # Squeezed here, once: (M, 1) - (M,) would broadcast to an (M, M) loss without an error.
         return self.critic(hidden).squeeze(-1)
 
 
 # ------------------------------------------ Training ------------------------------------------
-
-
 # [core-05] Generalized Advantage Estimation
 # A delta says how much better a step went than the value function V expected. The advantage adds
 # the later deltas of its episode, faded by gamma * lambda a step. What comes after the rollout is
@@ -251,9 +239,8 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
     # far shorter than an episode. Source: common/runners.py#L8-L14, ppo2/runner.py#L26.
     current_obs, _ = envs.reset(seed=env_seeds)  # (N, D)
 
-    # [lstm-02 1/3] Zero state at first
-    # Nothing is remembered yet. Later rollouts go on with the last state of the one before.
-    # Source: common/models.py#L179, common/runners.py#L13.
+    # [lstm-02 1/2] Zero state at first
+    # Nothing is remembered yet. Source: common/models.py#L179, common/runners.py#L13.
     state = torch.zeros(2, args.num_envs, 128, device=device)
     states = torch.zeros(args.num_steps, *state.shape, device=device)  # (T, 2, N, H), after obs[t]
 
@@ -270,13 +257,12 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
 
         # --- 2. Rollout: T steps in N envs
         # [lstm-05 1/2] States rebuilt from the rollout's start
-        # Acting and training both start from this state. Source: ppo2/runner.py#L23.
+        # Where the last rollout stopped. Training starts from it, too. Source: ppo2/runner.py#L23.
         first_state = state  # (2, N, H)
 
         with torch.inference_mode():
             for t in range(args.num_steps):
                 obs[t] = current_obs
-
                 # [lstm-01 2/2] LSTM layer: orthogonal initialization, zero biases
                 hidden, state = agent.read(torch.as_tensor(obs[t : t + 1], device=device), state)
                 states[t] = state
@@ -303,24 +289,21 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
                     current_obs, _ = envs.reset(options={"reset_mask": dones[t]})
 
                     # [lstm-03 1/3] State reset at the end of an episode
-                    # Row t still belongs to the old episode, row t + 1 to the new one; states[t]
-                    # is a copy and keeps the old. Source: a2c/utils.py#L89-L91.
+                    # states[t] is a copy and keeps the old episode's. Source: a2c/utils.py#L89-L91.
                     state[:, torch.as_tensor(dones[t], device=device)] = 0
 
         # --- 3. Values and advantages, (T, N)
         with torch.inference_mode():  # all rows at once: faster than a value with each action
             # [lstm-03 2/3] State reset at the end of an episode
-            # The LSTM reads next_obs[t] from states[t], which no reset has touched: so a state that
-            # a time limit cut off is valued with its own episode's memory.
+            # next_obs[t] is read with the memory of its own episode: no reset touched states[t].
             values = agent.value(states[:, 0]).cpu().numpy()  # [:, 0]: the outputs
             ahead = torch.as_tensor(next_obs, device=device).flatten(0, 1)[None]  # (1, B, D)
             hidden, _ = agent.read(ahead, states.transpose(0, 1).flatten(1, 2))  # from (2, B, H)
             next_values = agent.value(hidden).view(shape).cpu().numpy()
 
         # [extra-01] Bootstrap at time limits
-        # A time limit is not a failure: the state it cut off keeps its value, or good states near
-        # the limit would look bad.
-        # DEVIATION: the official code takes 0; --no-bootstrap-truncation does the same.
+        # A time limit is no failure: the state it cut off keeps its value. DEVIATION: the official
+        # code takes 0, as --no-bootstrap-truncation does: good states near a limit then look bad.
         next_values[terminated if args.bootstrap_truncation else dones] = 0
 
         advantages = compute_gae(rewards, values, next_values, dones, args.gamma, args.gae_lambda)
@@ -328,15 +311,15 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
 
         # --- 4. Update
         # [lstm-04 1/3] Whole sequences as minibatches
-        # Cut along axis 1, the envs: all steps of an env stay in one minibatch, in order.
+        # Cut along axis 1: an env's steps stay together, in order. Source: ppo2/ppo2.py#L167-L180.
         rollout = (obs, actions, logprobs, advantages, returns, values, dones, first_state)
         batch = [torch.as_tensor(x, device=device) for x in rollout]  # (T, N, ...), (2, N, H)
 
         log_ratios, losses = [], []  # of each gradient step
         for _ in range(args.update_epochs):
             # [core-06] Mini-batch updates
+            # Shuffled anew each epoch, each row in one minibatch. Source: ppo2/ppo2.py#L157-L166.
             # [lstm-04 2/3] Whole sequences as minibatches
-            # Shuffled anew each epoch, n whole envs each. Source: ppo2/ppo2.py#L167-L180.
             order = torch.randperm(args.num_envs, device=device)
             for minibatch in zip(*(x[:, order].chunk(args.num_minibatches, 1) for x in batch)):
                 *minibatch, mb_dones, mb_state = minibatch  # (T, n, ...), and (2, n, H)
@@ -442,8 +425,6 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
 
 
 # ------------------------ Running it: checkpoint, evaluation, command line ------------------------
-
-
 def fail(message: str, code: int = 2) -> None:
     """End the program with one sentence: what is wrong, and what to do."""
     print("\nerror:", " ".join(message.split()), file=sys.stderr)
@@ -508,17 +489,14 @@ def evaluate(args: Args, checkpoint: dict, folder: Path, mode: str) -> list[floa
     returns, cut = [], 0
     for seed in tqdm(env_seeds, mode, unit=" games", leave=False):
         (obs, _), total, steps, over = env.reset(seed=seed), 0.0, 0, False
-
-        # [lstm-02 2/3] Zero state at first
-        state = torch.zeros(2, 1, 128)
-
         while not over and steps < 27_000:  # some games never end; Atari's limit
             with torch.inference_mode():
-                # [lstm-02 3/3] Zero state at first
+                # [lstm-02 2/2] Zero state at first
+                if steps == 0:
+                    state = torch.zeros(2, 1, 128)
                 row = torch.as_tensor(obs, dtype=torch.float32)[None, None]  # (1, 1, D)
                 hidden, state = agent.read(row, state)
                 dist = agent.policy(hidden[0, 0])
-
             action = dist.mode() if mode == "greedy" else dist.sample()
             obs, reward, terminated, truncated, _ = env.step(action.numpy()[()])
             total, steps, over = total + float(reward), steps + 1, terminated or truncated

@@ -18,14 +18,8 @@ observation, (...) any leading axes. Row t of every array of the rollout belongs
 # /// script
 # requires-python = ">=3.11,<3.14"
 # dependencies = [
-#     "gymnasium[box2d,classic-control,toy-text]==1.4.0",
-#     "moviepy==2.2.1",
-#     "mujoco==4.0.0",
-#     "numpy==2.4.6",
-#     "tensorboard==2.21.0",
-#     "torch==2.13.0",
-#     "tqdm==4.70.1",
-#     "tyro==1.0.17",
+#     "gymnasium[box2d,classic-control,toy-text]==1.4.0", "moviepy==2.2.1", "mujoco==4.0.0",
+#     "numpy==2.4.6", "tensorboard==2.21.0", "torch==2.13.0", "tqdm==4.70.1", "tyro==1.0.17",
 # ]
 # ///
 
@@ -98,8 +92,6 @@ class Args:
 
 
 # ---------------------------------------- Environment ----------------------------------------
-
-
 # [aux-04 1/6] Invalid action masking
 # The environment may give info["action_mask"], at reset() and at every step(): True for each valid
 # choice; one flat array, component after component, or a tuple of an array per component.
@@ -174,8 +166,6 @@ def spawn_seeds(seed: int, stage: str, n: int) -> list[int]:
 
 
 # ------------------------------------------ Network ------------------------------------------
-
-
 # [core-02] Orthogonal initialization, zero biases
 # Gain sqrt(2) in hidden layers; 0.01 for the policy head, so that all actions start about equally
 # likely; 1 for the value head. Source: a2c/utils.py#L20-L35, common/policies.py#L49-L63.
@@ -247,8 +237,6 @@ class Agent(nn.Module):
 
 
 # ------------------------------------------ Training ------------------------------------------
-
-
 # [core-05] Generalized Advantage Estimation
 # A delta says how much better a step went than the value function V expected. The advantage adds
 # the later deltas of its episode, faded by gamma * lambda a step. What comes after the rollout is
@@ -323,7 +311,6 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
         with torch.inference_mode():
             for t in range(args.num_steps):
                 obs[t] = current_obs
-
                 # [aux-04 3/6] Invalid action masking
                 # Row t: what was valid in obs[t].
                 masks[t] = envs.get_attr("mask")
@@ -356,9 +343,8 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
             next_values = agent.value(torch.as_tensor(next_obs, device=device)).cpu().numpy()
 
         # [extra-01] Bootstrap at time limits
-        # A time limit is not a failure: the state it cut off keeps its value, or good states near
-        # the limit would look bad.
-        # DEVIATION: the official code takes 0; --no-bootstrap-truncation does the same.
+        # A time limit is no failure: the state it cut off keeps its value. DEVIATION: the official
+        # code takes 0, as --no-bootstrap-truncation does: good states near a limit then look bad.
         next_values[terminated if args.bootstrap_truncation else dones] = 0
 
         advantages = compute_gae(rewards, values, next_values, dones, args.gamma, args.gae_lambda)
@@ -466,8 +452,6 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
 
 
 # ------------------------ Running it: checkpoint, evaluation, command line ------------------------
-
-
 def fail(message: str, code: int = 2) -> None:
     """End the program with one sentence: what is wrong, and what to do."""
     print("\nerror:", " ".join(message.split()), file=sys.stderr)
