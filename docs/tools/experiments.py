@@ -175,7 +175,8 @@ def so_far(name: str) -> None:
     experiment = EXPERIMENTS[name]
     for variant in experiment.variants:
         for seed in experiment.seeds:
-            if spent := sittings(folder := folder_of(name, variant, seed)):
+            spent = sittings(folder := folder_of(name, variant, seed))
+            if list(folder.glob("runs/*/checkpoint.pt")):  # an iteration, at least
                 row, curve = collect(experiment, next(folder.glob("runs/*/")), "")
                 row |= provenance(sum(spent)) | {"sittings": len(spent), "unfinished": "yes"}
                 keep(name, {"variant": variant, "seed": seed}, row, curve)
