@@ -47,7 +47,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 SCRIPT = Path(__file__).stem  # this file's name
-SCORES = ("game_over", "episode_returns", "episode_lengths")  # attributes of the wrappers below
+SCORES = ("game_over", "episode_returns", "episode_lengths")  # EpisodicLife's, then Gymnasium's
 GAME = {"frameskip": 1, "repeat_action_probability": 0.0}  # ALE/*-v5 would do both by itself
 PROCESSES = int(os.environ.get("WORLD_SIZE", 1))  # torchrun sets these two
 RANK = int(os.environ.get("RANK", 0)) % PROCESSES
@@ -57,7 +57,7 @@ cv2.setNumThreads(1)  # pictures this small gain nothing from a second core
 
 @dataclass
 class Args:
-    """PPO for Atari games, with the official hyperparameters, which CleanRL has, too."""
+    """PPO for Atari games: CleanRL's hyperparameters, the official ones but for N and the steps."""
 
     env_id: str = "BreakoutNoFrameskip-v4"  # GameNoFrameskip-v4 or ALE/Game-v5, which play the same
     seed: int = 1  # same seed, machine and versions on a CPU: bit-identical weights
@@ -65,7 +65,7 @@ class Args:
     num_envs: int = 8  # N, environments stepped side by side, in each process
     num_steps: int = 128  # T, steps in each environment between two updates
     cuda: bool = True  # train on a GPU if there is one
-    bf16: bool = False  # compute the network in bfloat16: faster where the hardware has it
+    bf16: bool = False  # compute the features in bfloat16: faster where the hardware has it
 
     learning_rate: float = 2.5e-4  # Adam's step size in the first update
     anneal_lr: bool = True  # lower the learning rate linearly over the run
@@ -90,7 +90,7 @@ class Args:
     evaluate: str | None = None  # run folder whose agent plays, without training
 
     # [aux-02 1/6] Parallel gradient update
-    # A batch is that of all processes; a gradient step averages over one minibatch of each.
+    # batch_size counts all processes' rows; a gradient step averages over one minibatch of each.
     @property
     def batch_size(self) -> int:
         return self.num_envs * self.num_steps * PROCESSES
@@ -143,7 +143,7 @@ class MaxAndSkip(gym.Wrapper):
 # [atari-03 1/3] A lost life ends the episode, not the game
 # A death is bad at once, not only when the game ends; the reset after it goes on with the game.
 # Contested: Machado et al. 2018 advise against it.
-# Source: common/atari_wrappers.py#L61-L95. DEVIATION: if its no-op ends the game, it resets.
+# Source: common/atari_wrappers.py#L61-L95. DEVIATION: a no-op that ends the game starts the next.
 class EpisodicLife(gym.Wrapper):
     """Reports a lost life as the end of an episode; only resets a game that is over."""
 
@@ -170,7 +170,7 @@ class EpisodicLife(gym.Wrapper):
 # [atari-04 1/2] FIRE after a reset
 # Some games wait for FIRE to begin and, as Breakout, to go on after each lost life: an agent would
 # have to find that out first. Source: common/atari_wrappers.py#L41-L59.
-# DEVIATION: if one of the two ends the game, the next game's picture is returned, not the last's.
+# DEVIATION: if action 2 ends a life or a game, the next one's picture is returned, not the last's.
 class FireReset(gym.Wrapper):
     """Presses FIRE and then action 2, as the official code does, 4 frames each, at every reset."""
 
@@ -236,7 +236,7 @@ def make_env(args: Args, video: Path | None = None) -> gym.Env:
     env = EpisodicLife(gym.wrappers.RecordEpisodeStatistics(env))
 
     # [atari-04 2/2] FIRE after a reset
-    if env.unwrapped.get_action_meanings()[1] == "FIRE":  # two games have it elsewhere
+    if env.unwrapped.get_action_meanings()[1] == "FIRE":  # some have none, two have it elsewhere
         env = FireReset(env)  # outside EpisodicLife: after every lost life, too
 
     # [atari-05 2/2] Grey frames of 84 x 84
@@ -332,7 +332,7 @@ class Agent(nn.Module):
         obs = obs.to(memory_format=torch.channels_last).float() / 255
 
         # [extra-07 1/3] The network in bfloat16
-        # Its 8 bits are enough for features; weights, heads, losses and Adam keep float32.
+        # Its 8 bits of precision do for features; weights, heads, losses and Adam keep float32.
         with torch.autocast(obs.device.type, torch.bfloat16, enabled=self.bf16):
             features = self.trunk(obs).float()
 
@@ -371,11 +371,11 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
     """Repeat: play T steps, estimate advantages, make better actions likelier, log and save."""
     # --- 0. Setup
     # [aux-02 3/6] Parallel gradient update
-    # torchrun starts this file once a process: own envs, chance and GPU, but the weights of rank 0.
+    # torchrun starts this file once per process: own envs, random numbers, GPU; rank 0's weights.
     gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     device = torch.device(gpu if args.cuda and torch.cuda.is_available() else "cpu")
-    torch.backends.cudnn.allow_tf32 = False  # 10-bit products: another network than a CPU's
-    torch.set_num_threads(1)  # more wait for each other on a busy machine, and give other weights
+    torch.backends.cudnn.allow_tf32 = False  # it rounds to 10 bits: another network than a CPU's
+    torch.set_num_threads(1)  # more threads wait for each other if busy, and give other weights
     start = checkpoint["step"] // args.batch_size if checkpoint else 0  # iterations done
     stage = f"train from {start}" + f" on {RANK}" * (RANK > 0)
     torch_seed, *env_seeds = spawn_seeds(args.seed, stage, 1 + args.num_envs)
@@ -405,7 +405,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
     next_obs, actions = np.zeros_like(obs), np.zeros(shape, np.int64)
     logprobs, rewards = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     terminated, truncated, dones = (np.zeros(shape, bool) for _ in range(3))
-    values = np.zeros(shape, np.float32)  # of obs[t], known since actions[t] was chosen
+    values = np.zeros(shape, np.float32)  # of obs[t], computed together with actions[t]
     last_returns = checkpoint["returns"] if checkpoint else []  # of the last 100 episodes
 
     writer = SummaryWriter(folder, purge_step=start * args.batch_size + 1)  # hides what is redone
@@ -444,7 +444,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
                 dones[t] = terminated[t] | truncated[t]
                 if dones[t].any():
                     # [atari-03 3/3] A lost life ends the episode, not the game
-                    # The log shows whole games, each of which may have many episodes.
+                    # The log shows whole games. (One that ends within a reset goes unlogged: rare.)
                     over, episode_return, episode_length = map(np.array, map(envs.get_attr, SCORES))
                     step = ((iteration - 1) * args.num_steps + t) * args.num_envs * PROCESSES + 1
                     for i in np.flatnonzero(over):  # + i: no two envs log at the same step
@@ -459,7 +459,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
         # --- 3. Values and advantages, (T, N)
         # [atari-08 3/4] Shared Nature CNN
         # Row t led to the state of row t + 1, whose value is there. Nobody acted on the state after
-        # the last row, nor on one that a time limit cut off. (True ends are set to 0 below.)
+        # the last row, nor on one that a time limit cut off. (Terminated rows become 0 below.)
         next_values, unknown = np.roll(values, -1, axis=0), truncated.copy()
         unknown[-1] = True
         with torch.inference_mode():
@@ -640,8 +640,8 @@ def evaluate(args: Args, checkpoint: dict, folder: Path, mode: str) -> list[floa
         (obs, _), total, steps, over = env.reset(seed=seed), 0.0, 0, False
         while not over and steps < 27_000:  # some games never end; Atari's limit
             # [atari-06 2/2] Reward clipping to the sign
-            # Scores are of whole games in their own points; each life begins as in training, and
-            # the no-op at its beginning may end the game. A game's own limit is 108,000 frames.
+            # Scores are whole games' points. Each life begins with a reset, as in training, whose
+            # no-op may end the game: so games are counted. A game's own limit is 108,000 frames.
             games = env.get_wrapper_attr("episode_count")
             with torch.inference_mode():
                 dist, _ = agent(torch.as_tensor(obs)[None])  # (1, 4, 84, 84)
@@ -651,7 +651,7 @@ def evaluate(args: Args, checkpoint: dict, folder: Path, mode: str) -> list[floa
             if terminated or truncated:
                 obs, _ = env.reset()
             over = env.get_wrapper_attr("episode_count") > games and not truncated
-            steps = 27_000 if truncated else steps
+            steps = 27_000 if truncated else steps  # the game's own limit: counts as cut
         returns.append(total)
         cut += not over
     env.close()
@@ -675,7 +675,7 @@ def main(argv: list[str] | None = None) -> dict:
         fail(f"{folder} is trained to its end: use --evaluate, or give more --total-timesteps")
 
     # [aux-02 6/6] Parallel gradient update
-    # Rank 0 alone shows, writes and plays. Others log to a folder that is thrown away.
+    # Rank 0 alone writes (its own games and losses) and evaluates. What others log is thrown away.
     rows = args.num_envs * args.num_steps
     if rows % args.num_minibatches or rows < 2 * args.num_minibatches:
         fail(f"--num-minibatches must cut the {rows} rows of each process into equal parts of 2+")

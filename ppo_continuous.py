@@ -353,7 +353,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
                 discounted_return = args.gamma * discounted_return + rewards[t]
                 agent.return_stats.update(discounted_return)
                 discounted_return[dones[t]] = 0  # a time limit ends an episode, too
-                rewards[t] = (rewards[t] / agent.return_stats.std()).clip(-10, 10)
+                rewards[t] = (rewards[t] / agent.return_stats.std()).clip(-10, 10)  # logged above
 
         # --- 3. Values and advantages, (T, N)
         with torch.inference_mode():  # all rows at once: faster than a value with each action

@@ -13,7 +13,7 @@ openai/baselines at commit ea25b9e, the official PPO ("ppo2"); DEVIATION says wh
 
 Shapes: T num_steps, N num_envs, B = T * N rows of a batch, M rows of a minibatch, D numbers in an
 observation, (...) any leading axes. Row t of every array of the rollout belongs to step t.
-The M rows are laid out as (T, n), all steps of n envs. The LSTM has H = 128 units.
+Here the M rows are all T steps of n envs: read (T, n) for (M,). The LSTM has H = 128 units.
 """
 # /// script
 # requires-python = ">=3.11,<3.14"
@@ -94,7 +94,7 @@ def make_env(args: Args, video: Path | None = None) -> gym.Env:
         env = gym.wrappers.RecordVideo(env, str(video), lambda game: game == 0, **film)
 
     # [extra-08] Hidden entries of the observation
-    # For example CartPole without its velocities: what can't be seen has to be remembered.
+    # For example CartPole without its velocities: they have to be told from remembered positions.
     env = gym.wrappers.FlattenObservation(env)  # Dict and n-d Box to (D,), Discrete to one-hot
     keep, full = list(args.observe) or slice(None), env.observation_space
     part = gym.spaces.Box(full.low[keep], full.high[keep], dtype=full.dtype)
@@ -169,7 +169,7 @@ class Agent(nn.Module):
         torch.backends.cudnn.allow_tf32 = False  # else a GPU rounds: ratios aren't 1
 
     def read(self, obs: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Outputs (L, n, H) of L steps of n envs (L, n, D) from a state (2, n, H), and the next."""
+        """From L steps (L, n, D) and a state (2, n, H): outputs (L, n, H) and the next state."""
         hidden, state = self.lstm(obs, (state[:1], state[1:]))  # (h, c): last output, cells
         return hidden, torch.cat(state)
 
@@ -179,8 +179,7 @@ class Agent(nn.Module):
 
     def value(self, hidden: torch.Tensor) -> torch.Tensor:
         """Expected discounted returns (...) from outputs of the LSTM (..., H)."""
-        # Squeezed here, once: (M, 1) - (M,) would broadcast to an (M, M) loss without an error.
-        return self.critic(hidden).squeeze(-1)
+        return self.critic(hidden).squeeze(-1)  # else (T, n, 1) - (T, n) fails, or broadcasts
 
 
 # ------------------------------------------ Training ------------------------------------------
@@ -257,8 +256,8 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
 
         # --- 2. Rollout: T steps in N envs
         # [lstm-05 1/2] States rebuilt from the rollout's start
-        # Where the last rollout stopped. Training starts from it, too. Source: ppo2/runner.py#L23.
-        first_state = state  # (2, N, H)
+        # The last rollout's last state. Training starts from it, too. Source: ppo2/runner.py#L23.
+        first_state = state  # (2, N, H); read() returns a new tensor, so no reset below alters it
 
         with torch.inference_mode():
             for t in range(args.num_steps):
@@ -266,7 +265,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
                 # [lstm-01 2/2] LSTM layer: orthogonal initialization, zero biases
                 hidden, state = agent.read(torch.as_tensor(obs[t : t + 1], device=device), state)
                 states[t] = state
-                dist = agent.policy(hidden[0])
+                dist = agent.policy(hidden[0])  # (1, N, H) -> (N, H)
 
                 action = dist.sample()
                 actions[t], logprobs[t] = action.cpu().numpy(), dist.log_prob(action).cpu().numpy()
@@ -289,13 +288,13 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
                     current_obs, _ = envs.reset(options={"reset_mask": dones[t]})
 
                     # [lstm-03 1/3] State reset at the end of an episode
-                    # states[t] is a copy and keeps the old episode's. Source: a2c/utils.py#L89-L91.
+                    # states[t] is a copy and keeps the old state. Source: a2c/utils.py#L89-L91.
                     state[:, torch.as_tensor(dones[t], device=device)] = 0
 
         # --- 3. Values and advantages, (T, N)
         with torch.inference_mode():  # all rows at once: faster than a value with each action
             # [lstm-03 2/3] State reset at the end of an episode
-            # next_obs[t] is read with the memory of its own episode: no reset touched states[t].
+            # next_obs[t] is read from states[t], its own episode's memory: B envs, one step each.
             values = agent.value(states[:, 0]).cpu().numpy()  # [:, 0]: the outputs
             ahead = torch.as_tensor(next_obs, device=device).flatten(0, 1)[None]  # (1, B, D)
             hidden, _ = agent.read(ahead, states.transpose(0, 1).flatten(1, 2))  # from (2, B, H)
@@ -329,8 +328,8 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
                 # The current weights read the rollout again, from its first state on: gradients go
                 # back through time. Source: ppo2/model.py#L151-L153.
                 # [lstm-03 3/3] State reset at the end of an episode
-                ends, outputs, begin = mb_dones.any(1), [], 0  # (T,): steps that end an episode
-                ends[-1] = True  # and the last; one call per stretch is 2.5 times as fast
+                ends, outputs, begin = mb_dones.any(1), [], 0  # (T,): an episode of some env ends
+                ends[-1] = True  # and the last; 2.5 times as fast as a call for each step
                 for stop in (ends.nonzero().flatten() + 1).tolist():
                     hidden, mb_state = agent.read(mb_obs[begin:stop], mb_state)
                     mb_state, begin = mb_state * ~mb_dones[stop - 1].unsqueeze(-1), stop
@@ -492,7 +491,7 @@ def evaluate(args: Args, checkpoint: dict, folder: Path, mode: str) -> list[floa
         while not over and steps < 27_000:  # some games never end; Atari's limit
             with torch.inference_mode():
                 # [lstm-02 2/2] Zero state at first
-                if steps == 0:
+                if steps == 0:  # of each game
                     state = torch.zeros(2, 1, 128)
                 row = torch.as_tensor(obs, dtype=torch.float32)[None, None]  # (1, 1, D)
                 hidden, state = agent.read(row, state)
