@@ -314,6 +314,8 @@ EXPERIMENTS = {
         variants={"LunarLander-v3": LUNAR, "LunarLander-v3 limits as deaths": LUNAR + AS_DEATHS},
         seeds=range(1, 11),
         figures={"LunarLander-v3": ["LunarLander-v3", "LunarLander-v3 limits as deaths"]},
+        logged={"length": "charts/episodic_length"},
+        traced={"length": "charts/episodic_length"},
     ),
     # The steps of the course. The last trains the weights of ppo.py bit for bit, says a test.
     "course": Experiment(
