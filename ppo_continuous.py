@@ -165,7 +165,7 @@ class Gaussian:
 
 # [extra-03 1/3] Statistics saved with the agent, frozen in evaluation
 # A policy is useless on inputs scaled otherwise than in training. Before any data: mean 0,
-# variance 1, with the weight of 1e-4 rows. Source: common/running_mean_std.py#L12-L33.
+# variance 1, with the weight of 1e-4 rows. Source: common/running_mean_std.py#L7-L33.
 class RunningMeanStd(nn.Module):
     """Mean and variance, m2 / count, of all rows (*shape) counted so far, in NumPy's float64."""
 

@@ -152,7 +152,7 @@ class Categorical:
 
 
 # [lstm-01 1/2] LSTM layer: orthogonal initialization, zero biases
-# Gain 1; every gate starts near 0.5. Both heads read one LSTM. Source: a2c/utils.py#L81-L102.
+# Gain 1; gates i, f, o start near 0.5. Both heads read one LSTM. Source: a2c/utils.py#L81-L102.
 # DEVIATION: torch has a second bias vector, which stays 0 here, and orders the gates otherwise.
 class Agent(nn.Module):
     """The policy (actor) and the value function (critic)."""

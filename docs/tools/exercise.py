@@ -175,9 +175,8 @@ def write(name: str, again: bool) -> None:
         blanks = [i for i, line in lines if any(mark in line for mark in to_write)]
         titles = [f"{part} {registry()[part]['title']}" for part in parts(name)]
         print("\n".join(titles))
-        print(
-            f"{shown}: write line{'s' * (len(blanks) > 1)} {', '.join(map(str, blanks))} ({gone} in the original)."
-        )
+        where = f"write line{'s' * (len(blanks) > 1)} {', '.join(map(str, blanks))}"
+        print(f"{shown}: {where} ({gone} in the original).")
         print(f"About {minutes(gone)} minutes. Comments and docstrings say what is wanted.")
     print(f"To grade it: python docs/tools/exercise.py {name} --check")
     print("A hint: --hint." + f" The answer: docs/{path.stem}.md#{name}" * (name in registry()))
