@@ -470,16 +470,17 @@ def check(args: Args) -> None:
     if args.num_iterations < 1:
         fail(f"--total-timesteps must be at least one rollout (envs x steps): {args.batch_size}")
     try:
-        envs = make_envs(args)
+        envs, film = make_envs(args), {"render_mode": "rgb_array"} if args.capture_video else {}
         envs.reset(seed=spawn_seeds(args.seed, "check", args.num_envs))
 
         # [aux-04 5/6] Invalid action masking
         envs.step(np.stack(envs.get_attr("mask")).argmax(-1))  # the first valid choices
 
-        gym.make(args.env_id, **({"render_mode": "rgb_array"} if args.capture_video else {}))
+        envs.close()
+        gym.make(args.env_id, **film).close()
     except Exception as error:  # an environment may raise any
         fail(f"--env-id {args.env_id} can't be made, reset and stepped: {error!r}")
-    shape, space = make_env(args).unwrapped.observation_space.shape, envs.single_action_space
+    shape, space = envs.envs[0].unwrapped.observation_space.shape, envs.single_action_space
     if len(shape or ()) > 2 or not isinstance(space, ACTIONS) or np.any(getattr(space, "start", 0)):
         fits = "for pictures ppo_atari.py, for Box ppo_continuous.py, else ppo_multidiscrete.py"
         fail(f"{SCRIPT}.py does not fit {args.env_id}: observations {shape}, {space}; use {fits}")
@@ -546,8 +547,7 @@ def main(argv: list[str] | None = None) -> dict:
         fail(f"{folder} is trained to its end: use --evaluate, or give more --total-timesteps")
     try:
         if flag == "--resume":
-            print(f"{args.num_envs} envs x {args.num_steps} steps an iteration", end=", ")
-            print(f"{args.num_iterations} iterations; into {folder}", flush=True)
+            print(f"{args.num_iterations} x {args.batch_size} steps, into {folder}", flush=True)
             folder.mkdir(parents=True, exist_ok=run is not None)
             with open(folder / "args.json", "a") as lock:  # one process trains a folder
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

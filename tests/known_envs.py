@@ -81,6 +81,21 @@ class Reused(Ends):
         return self.buffer
 
 
+class Scarce(Ends):
+    """Ends, of which four may be open at a time, as if each held a licence."""
+
+    held = 0
+
+    def __init__(self):
+        super().__init__()
+        Scarce.held += 1
+        if Scarce.held > 4:
+            raise OSError("no licence left")
+
+    def close(self):
+        Scarce.held -= 1
+
+
 class Flat(Ends):
     """Ends, but all that is seen and earned is 0."""
 
@@ -474,7 +489,7 @@ for kind in ("constant", "delayed", "action", "observed", "endless"):
     register(f"Probe-{kind}-v0", Probe, kwargs={"kind": kind})
 for kind in ("reward", "obs"):
     register(f"Broken-{kind}-v0", Broken, kwargs={"kind": kind})
-for cls in (Infos, Bare, Lookup, Old, Moving):
+for cls in (Infos, Bare, Lookup, Old, Moving, Scarce):
     register(f"{cls.__name__}-v0", cls)
 register("Forever-v0", Ends, kwargs={"lengths": (10**9, 10**9)})
 register("Flat-v0", Flat)

@@ -100,7 +100,7 @@ def test_what_a_run_leaves_behind(capsys):
     assert left == ["args", "checkpoint", "events"]
     settings = json.loads((folder / "args.json").read_text())
     assert settings["env_id"] == "known_envs:Ends-v0" and settings["resume"] is None
-    assert "4 envs x 32 steps an iteration, 3 iterations" in out
+    assert "3 x 128 steps, into runs/known_envs-Ends-v0__ppo__1__" in out
     assert "python ppo.py --evaluate runs/" in out and "sampled: return" in out
     saved, logged = checkpoint(folder), scalars(folder)
     assert saved["step"] == 384 and 0 < len(saved["returns"]) <= 100
@@ -202,9 +202,10 @@ def test_nan_stops_the_run(ppo, script, kind, capsys):
     assert all(torch.isfinite(x).all() for x in agent.values() if torch.is_tensor(x))
 
 
-@pytest.mark.parametrize("env", ["Infos", "Bare", "Lookup", "Shapes"])
+@pytest.mark.parametrize("env", ["Infos", "Bare", "Lookup", "Shapes", "Scarce"])
 def test_environments_as_users_write_them(script, ppo, env):
-    """Infos of changing kind, no render_mode, actions as keys of a dict, n-dimensional spaces."""
+    """Infos of changing kind, no render_mode, actions as keys of a dict, n-dimensional spaces, and
+    no more copies at a time than there are envs."""
     if script == ATARI or (env == "Shapes" and SCRIPTS[script].actions == "discrete"):
         pytest.skip("not for pictures; Discrete spaces that do not count from 0 are refused")
     if env == "Lookup" and SCRIPTS[script].actions != "discrete":
