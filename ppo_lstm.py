@@ -1,6 +1,6 @@
 """PPO with memory in one file: ppo.py, and the five details of a recurrent policy (LSTM).
 
-    python ppo_lstm.py --observe 0 2              CartPole-v1 without its velocities, 90 seconds
+    python ppo_lstm.py --observe 0 2              CartPole-v1 without its velocities, 70 seconds
     python ppo_lstm.py --env-id Acrobot-v1        any Gymnasium environment that fits
     tensorboard --logdir runs                     the curves, live
 
