@@ -6,7 +6,7 @@
 
 Read from top to bottom: all of PPO stands before the end of train(), and the rest only runs it.
 `# [core-07] Title` marks an implementation detail, which docs/ explains. "Source" is a file of
-openai/baselines at commit ea25b9e, the official PPO ("ppo2"); DEVIATION says where we differ.
+baselines/ in openai/baselines, commit ea25b9e, the official PPO ("ppo2"). DEVIATION: we differ.
 
 Shapes: T num_steps, N num_envs, B = T * N rows of a batch, M rows of a minibatch, D numbers in an
 observation, (...) any leading axes. Row t of every array of the rollout belongs to step t.
@@ -182,7 +182,7 @@ class Agent(nn.Module):
 def compute_gae(rewards, values, next_values, dones, gamma: float, gae_lambda: float) -> np.ndarray:
     """Advantages (T, N) of T steps in N envs, from arrays (T, N).
 
-    `next_values`: V of the states that were reached, 0 where it terminated. `dones`: True
+    `next_values`: V of the states that were reached, 0 where an episode terminated. `dones`: True
     at the last step of an episode, however it ended; what comes after does not count for it.
     """
     deltas = rewards + gamma * next_values - values

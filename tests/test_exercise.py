@@ -10,6 +10,7 @@ import pytest
 import symptom
 from harness import ROOT, SCRIPTS, details, load
 from test_removals import REGISTRY, find
+from torch.utils.tensorboard import SummaryWriter
 
 CASES = [(d["scripts"][0], name) for name, d in REGISTRY.items() if d["scripts"][0] in SCRIPTS]
 
@@ -120,3 +121,11 @@ def test_a_log_as_a_row_of_the_symptoms():
     head, _, row = symptom.main(load("ppo.py").main(flags)["folder"]).splitlines()
     found = dict(zip(head.split(" | "), row.split(" | ")))
     assert 0.6 < float(found["entropy"]) < 0.7 and float(found["clip fraction"]) < 0.5
+
+
+def test_no_log_is_a_sentence(tmp_path):
+    with pytest.raises(SystemExit, match="give the folder of a run"):
+        symptom.main(str(tmp_path))
+    SummaryWriter(tmp_path).close()  # a run that a check stopped in its first iteration
+    with pytest.raises(SystemExit, match="stopped before its first iteration"):
+        symptom.along(str(tmp_path), 1000)

@@ -203,8 +203,8 @@ def build_step(name: str) -> str:
         for tag, a, b, c, d in group:  # what is only indented anew counts as equal
             parts += [f"-{line}" for line in old[a:b] if tag != "equal"]
             parts += [f"{' ' if tag == 'equal' else '+'}{line}" for line in new[c:d]]
-        parts.append("")
-    body = "\n".join(parts).strip("\n")
+        parts.append("...")
+    body = "\n".join(parts[:-1])
     figure = f"![{name}, ten seeds, and the step before](figures/course-{name}.svg)"
     return f"{command}\n\n```diff\n{body}\n```\n\n{figure}"
 

@@ -7,6 +7,7 @@ trains; --keep NAME also puts these rows into docs/results/NAME.csv.
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,18 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 LOGGED = EXPERIMENTS["symptoms"].logged
 
 
+def log_of(run: str) -> EventAccumulator:
+    """What a run has logged, an iteration or more."""
+    if not list(Path(run).glob("events.*")):
+        sys.exit(f"error: {run} has no log: give the folder of a run")
+    log = EventAccumulator(run, size_guidance={"scalars": 0}).Reload()
+    if "losses/value_loss" not in log.Tags()["scalars"]:
+        sys.exit(f"error: {run} stopped before its first iteration was logged: read why it did")
+    return log
+
+
 def main(run: str) -> str:
+    log_of(run)
     row, _ = collect(EXPERIMENTS["symptoms"], Path(run), "")
     shown = {"return": f"{row['score']:.0f}"}
     return tables.markdown([shown | {column: f"{row[column]:.2g}" for column in LOGGED}])
@@ -29,7 +41,7 @@ def main(run: str) -> str:
 def along(run: str, every: int) -> pd.DataFrame:
     """Means of the log over each `every` steps of a run; a part that the run did not finish has no
     row."""
-    log = EventAccumulator(run, size_guidance={"scalars": 0}).Reload()
+    log = log_of(run)
     columns = {"return": "charts/episodic_return"} | LOGGED
     found = {}
     for column, tag in columns.items():
