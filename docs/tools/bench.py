@@ -1,18 +1,21 @@
 """How fast a script trains, beside others: python docs/tools/bench.py --script ppo.py
 
-Runs the contestants in turn (A B A B ...), each with equal hyperparameters, as a process of its own
-and with one thread, and compares them as ratios: the machine may be slower this minute than the
-last. A run's speed is its steps beyond those of a short run, by the time it takes longer: starting
-up does not count. Stable-Baselines3 always takes part. --against adds any script that understands
---env-id, --total-timesteps and --seed, such as CleanRL's. --variant adds the script itself with
-more flags, such as --variant=--bf16. --floor says instead how much of the time no script could
-save: stepping one environment after the other, and the network's matrix products, each alone in a
-loop. --record does both and keeps them in docs/results/speed.csv.
+The contestants have equal hyperparameters and one thread. Each round runs all of them, each as a
+process of its own, in an order drawn anew, and compares them as ratios: the machine may be slower
+this minute than the last. A run's speed is its steps beyond those of a short run, by the time it
+takes longer: starting up does not count. Stable-Baselines3 always takes part. --cleanrl adds
+CleanRL's script, --variant the script itself with more flags, such as --variant=--bf16.
+
+--envs 1 4 16 says instead how speed grows with the environments of a process, and --processes 1 2
+with the processes. --floor says how much of the time no script could save: stepping one environment
+after the other, and the network's matrix products, each alone in a loop. --record keeps what was
+measured, in docs/results/speed.csv in place of the script's old rows of that kind.
 """
 
 import argparse
 import importlib
 import os
+import random
 import re
 import subprocess
 import sys
@@ -23,10 +26,13 @@ from contextlib import chdir
 from pathlib import Path
 
 import figures
+import intervals
+import numpy as np
 import pandas as pd
 import tables
 import torch
-from details import DOCS, ROOT
+from details import DOCS, ROOT, edited
+from experiment_list import GYM_1_4, GYM_1_4_ATARI, GYM_1_4_CLIP
 from provenance import provenance
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -37,10 +43,18 @@ DEFAULT_ENV = {
     "ppo_lstm.py": "CartPole-v1",
     "ppo_multidiscrete.py": "Reacher-v5",
 }
+CLEANRL = {  # the script with the same defaults, and what Gymnasium 1.4 asks of it
+    "ppo.py": ("ppo.py", GYM_1_4),
+    "ppo_atari.py": ("ppo_atari.py", GYM_1_4 + GYM_1_4_ATARI),
+    "ppo_continuous.py": ("ppo_continuous_action.py", GYM_1_4 + GYM_1_4_CLIP),
+}
+TORCHRUN = "-m torch.distributed.run --standalone --nproc-per-node".split()
 SHORT = dict.fromkeys(DEFAULT_ENV, 8_192) | {"ppo_atari.py": 2_048}  # steps
+Command = list[str | Path]
 
 
-def seconds(command: list[str], steps: int, folder: str) -> float:
+def seconds(command: Command, steps: int, folder: str) -> float:
+    """How long it trains, starting up included. `folder` is its own, with copies of scripts."""
     start = time.perf_counter()
     command = [sys.executable, *command, "--total-timesteps", str(steps)]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -50,30 +64,45 @@ def seconds(command: list[str], steps: int, folder: str) -> float:
     return time.perf_counter() - start
 
 
-def compare(script, env_id, steps: int, rounds: int, against: list[str], variants: list[str]):
-    """Steps per second: rows are rounds, columns are contestants, the script first."""
-    flags, short = ["--env-id", env_id, "--seed", "1"], SHORT[script]
-    contestants = {script: [ROOT / script, *flags, "--eval-episodes", "0"]}
+def contestants(
+    script: str, flags: list[str], variants: list[str], cleanrl: Path | None, folder: str
+) -> dict[str, Command]:
+    """Name -> command, the script first."""
+    found = {script: [ROOT / script, *flags, "--eval-episodes", "0"]}
     for variant in variants:
-        contestants[f"{script} {variant}"] = [*contestants[script], *variant.split()]
-    contestants["Stable-Baselines3"] = [DOCS / "tools" / "contestant.py", script, *flags]
-    contestants |= {path: [Path(path).resolve(), *flags] for path in against}
-    speeds = pd.DataFrame(columns=list(contestants), dtype=float)
-    with tempfile.TemporaryDirectory() as folder:
-        for number in range(1, rounds + 1):
-            for name, command in contestants.items():
-                longer = seconds(command, short + steps, folder) - seconds(command, short, folder)
-                speeds.loc[number, name] = steps / longer
-                print(f"round {number}: {name} {steps / longer:,.0f} steps/s", flush=True)
+        found[f"{script} {variant}"] = [*found[script], *variant.split()]
+    found["Stable-Baselines3"] = [DOCS / "tools" / "contestant.py", script, *flags]
+    if cleanrl:
+        name, edits = CLEANRL[script]
+        path = Path(folder) / name
+        path.write_text(edited((cleanrl / "cleanrl" / name).read_text(), edits, name))
+        found["CleanRL"] = [path, *flags]
+    return found
+
+
+def compare(commands: dict, short: dict, timed: float, rounds: int, folder: str) -> pd.DataFrame:
+    """Steps per second, each over about `timed` seconds: rows are rounds, columns are names."""
+    speeds, steps = pd.DataFrame(columns=list(commands), dtype=float), {}
+    for name, command in commands.items():
+        n = short[name]
+        n_per_second = 3 / (seconds(command, 4 * n, folder) - seconds(command, n, folder))
+        steps[name] = n * max(1, round(timed * n_per_second))
+    for number in range(1, rounds + 1):
+        for name in random.Random(number).sample(list(commands), len(commands)):
+            n, command = short[name], commands[name]
+            longer = seconds(command, n + steps[name], folder) - seconds(command, n, folder)
+            speeds.loc[number, name] = steps[name] / longer
+            said = f"{name} {steps[name] / longer:,.0f} steps/s ({longer:.0f} s)"
+            print(f"round {number}: {said}", flush=True)
     return speeds
 
 
 def report(speeds: pd.DataFrame) -> str:
-    """Medians over the rounds; ratio: how many times as fast the first contestant is."""
-    ratios = speeds.rdiv(speeds.iloc[:, 0], axis=0)
-    found = {"steps/s": speeds.median(), "ratio": ratios.median()}
-    found |= {"lowest": ratios.min(), "highest": ratios.max()}
-    return pd.DataFrame(found).to_string(float_format="{:.2f}".format)
+    """Geometric means over the rounds, and of the first by the others, with 95% intervals."""
+    ratios = intervals.of_geometric_mean(speeds.rdiv(speeds.iloc[:, 0], axis=0).to_numpy())
+    found = pd.DataFrame(ratios, ["ratio", "low", "high"], speeds.columns).T
+    found.insert(0, "steps/s", np.exp(np.log(speeds).mean()))
+    return found.to_string(float_format="{:.2f}".format)
 
 
 class Products(TorchDispatchMode):
@@ -121,38 +150,63 @@ def floor(script: str, env_id: str) -> dict[str, float]:
     return {"environment": alone * 1e6, "matrix products": spent / steps * 1e6}
 
 
-def record(script: str, env_id: str, steps: int, speeds: pd.DataFrame, least: dict) -> None:
-    """Put a script's rows in the place of its old ones: steps per second, microseconds a step."""
-    key, rows = {"script": script, "environment": env_id}, []
-    for (number, name), speed in speeds.stack().items():
-        row = {"kind": "speed", "name": name, "round": number, "value": f"{speed:.4g}"}
-        rows.append(key | row | provenance(round(steps / speed, 2)))
-    for kind, micros in least.items():
-        row = {"kind": "floor", "name": kind, "value": f"{micros:.4g}"}
-        rows.append(key | row | provenance(None))
+def record(script: str, env_id: str, kind: str, found: list[dict]) -> None:
+    """Put rows in the place of the script's old ones of that kind."""
+    rows = pd.DataFrame(
+        [{"script": script, "environment": env_id, "kind": kind} | r for r in found]
+    )
     old = tables.read("speed", dtype=str)
-    every = pd.concat([old[old["script"] != script], pd.DataFrame(rows, dtype=object)])
-    order = list(DEFAULT_ENV).index
-    tables.write("speed", every.sort_values("script", key=lambda s: s.map(order), kind="stable"))
+    every = pd.concat([old[(old["script"] != script) | (old["kind"] != kind)], rows.astype(object)])
+    order = {
+        name: i for i, name in enumerate([*DEFAULT_ENV, "speed", "envs", "processes", "floor"])
+    }
+    rank = {"key": lambda column: column.map(order), "kind": "stable"}
+    tables.write("speed", every.sort_values(["script", "kind"], **rank))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--script", choices=DEFAULT_ENV, default="ppo.py")
     parser.add_argument("--env-id", help="the script's default if none is given")
-    parser.add_argument("--steps", type=int, default=81_920, help="steps that are timed")
+    parser.add_argument("--seconds", type=float, default=30, help="that are timed of a run")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--against", action="append", default=[], metavar="PATH")
+    parser.add_argument("--cleanrl", type=Path, metavar="PATH", help="a checkout of CleanRL")
     parser.add_argument("--variant", action="append", default=[], metavar="FLAGS")
-    parser.add_argument("--floor", action="store_true")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--envs", type=int, nargs="+", metavar="N")
+    kinds.add_argument("--processes", type=int, nargs="+", metavar="N")
+    kinds.add_argument("--floor", action="store_true")
     parser.add_argument("--record", action="store_true")
     args = parser.parse_args()
-    env_id = args.env_id or DEFAULT_ENV[args.script]
+    script, env_id = args.script, args.env_id or DEFAULT_ENV[args.script]
     if args.floor:
-        print(floor(args.script, env_id))
-    else:
-        speeds = compare(args.script, env_id, args.steps, args.rounds, args.against, args.variant)
-        print(f"\nmedians; {args.script} is ratio times as fast\n{report(speeds)}")
-        if args.record:
-            record(args.script, env_id, args.steps, speeds, floor(args.script, env_id))
-            figures.speed()
+        found = [{"name": name, "value": f"{v:.4g}"} for name, v in floor(script, env_id).items()]
+        print(*found, sep="\n")
+        record(script, env_id, "floor", [row | provenance(None) for row in found])
+        sys.exit()
+    kind = "envs" if args.envs else "processes" if args.processes else "speed"
+    if args.cleanrl:
+        os.environ["PYTHONPATH"] = str(args.cleanrl.resolve())  # its wrappers
+    commands, short, whose = {}, {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        for size in args.envs or args.processes or [""]:
+            flags = ["--env-id", env_id, "--seed", "1"]
+            flags += ["--num-envs", f"{size}"] if args.envs else []
+            who = contestants(script, flags, args.variant, args.cleanrl, folder)
+            if args.processes:
+                who = {script: [*TORCHRUN, f"{size}", *who[script]]}
+            for name, command in who.items():
+                label = f"{name} {size}".strip()
+                commands[label], whose[label] = command, {"name": name, "size": size}
+                short[label] = max(SHORT[script], 128 * size if args.envs else 0)
+        speeds = compare(commands, short, args.seconds, args.rounds, folder)
+    print("\ngeometric means; ratio: how many times as fast the first is, with its 95% interval")
+    print(report(speeds))
+    if args.record:
+        rows = [
+            whose[label] | {"round": number, "value": f"{speed:.4g}"} | provenance(args.seconds)
+            for label, column in speeds.items()
+            for number, speed in column.items()
+        ]
+        record(script, env_id, kind, rows)
+        figures.speed()

@@ -15,9 +15,10 @@ from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 
 
-def learn(script: str, env_id: str, steps: int, seed: int) -> None:
+def learn(script: str, env_id: str, steps: int, seed: int, num_envs: int | None) -> None:
     sys.path.insert(0, str(ROOT))
     args = importlib.import_module(script.removesuffix(".py")).Args()
+    args.num_envs = num_envs or args.num_envs
     algorithm, policy, network, wrapper = PPO, "MlpPolicy", {}, {}
     if script == "ppo_lstm.py":
         algorithm, policy = RecurrentPPO, "MlpLstmPolicy"
@@ -57,5 +58,6 @@ if __name__ == "__main__":
     parser.add_argument("--env-id", required=True)
     parser.add_argument("--total-timesteps", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--num-envs", type=int, help="the script's default if none is given")
     args = parser.parse_args()
-    learn(args.script, args.env_id, args.total_timesteps, args.seed)
+    learn(args.script, args.env_id, args.total_timesteps, args.seed, args.num_envs)

@@ -61,6 +61,12 @@ GYM_1_4 = [
         '                    info = {"episode": {k: ends[k][i] for k in "rl"}}',
     ],
 ]
+GYM_1_4_ATARI = [  # the games, names of wrappers, and lives that end without an episode
+    ["import gymnasium as gym\n", "import ale_py\nimport gymnasium as gym\n"],
+    ["GrayScaleObservation", "GrayscaleObservation"],
+    ["FrameStack(", "FrameStackObservation("],
+    ['if "final_info" in infos:', 'if "episode" in infos.get("final_info", {}):'],
+]
 GYM_1_4_CLIP = [["np.clip(obs, -10, 10))", "np.clip(obs, -10, 10), env.observation_space)"]]
 RATES = ["", *(f", {times} times the rate" for times in (3, 4, 16))]  # of stress()
 # Logged of the 64 features that the policy's head reads, over the rows of a batch: how many

@@ -14,6 +14,12 @@ def of_mean(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     return mean - half, mean + half
 
 
+def of_geometric_mean(samples: np.ndarray) -> np.ndarray:
+    """The geometric mean over the first axis (rounds), and its interval: (3, ...)."""
+    logs = np.log(samples)
+    return np.exp([logs.mean(0), *(of_mean(logs) or [logs.mean(0) * np.nan] * 2)])
+
+
 def of_difference(a: np.ndarray, b: np.ndarray) -> tuple[float, float] | None:
     """Of the mean of a less that of b, which are pairs: the same seeds."""
     return of_mean(np.asarray(a) - np.asarray(b))
