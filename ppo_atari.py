@@ -408,7 +408,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
     values = np.zeros(shape, np.float32)  # of obs[t], computed together with actions[t]
     last_returns = checkpoint["returns"] if checkpoint else []  # of the last 100 episodes
 
-    writer = SummaryWriter(folder, purge_step=start * args.batch_size + 1)  # hides what is redone
+    writer = SummaryWriter(folder, purge_step=start * args.batch_size + 1)  # no step shows twice
     bar = tqdm(range(start + 1, args.num_iterations + 1), unit_scale=args.batch_size, unit=" steps")
     began, saved_at = time.monotonic(), -np.inf  # -inf: the first iteration is saved
 

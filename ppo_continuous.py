@@ -282,7 +282,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
     episode_return, episode_length = np.zeros(args.num_envs), np.zeros(args.num_envs, int)
     last_returns = checkpoint["returns"] if checkpoint else []  # of the last 100 episodes
 
-    writer = SummaryWriter(folder, purge_step=start * args.batch_size + 1)  # hides what is redone
+    writer = SummaryWriter(folder, purge_step=start * args.batch_size + 1)  # no step shows twice
     bar = tqdm(range(start + 1, args.num_iterations + 1), unit_scale=args.batch_size, unit=" steps")
     began, saved_at = time.monotonic(), -np.inf  # -inf: the first iteration is saved
 

@@ -1,5 +1,6 @@
 """The programs that measure: what they keep, and what they say of it."""
 
+import bench
 import experiments
 import gymnasium as gym
 import numpy as np
@@ -8,7 +9,7 @@ import tables
 from effects import Effect, combined, effects, first_returns, section, table
 from experiment_list import EXPERIMENTS, Experiment
 from experiments import measure
-from results import curves, runs, summary
+from results import curves, growth, runs, speed, summary
 from scipy.stats import ttest_rel
 
 ORIGIN = ["seconds", "commit", "versions", "processor"]
@@ -189,3 +190,30 @@ def test_cartpole_without_its_velocities():
     for action in (0, 1, 1, 0):
         assert seen.tolist() == obs[[0, 2]].tolist() and env.observation_space.contains(seen)
         seen, obs = env.step(action)[0], whole.step(action)[0]
+
+
+def test_what_bench_keeps_and_says_of_speed():
+    """Ratios of made-up rounds in which the machine's own speed changes; rows of the same kind are
+    replaced, others stay. A ratio's interval is Student's t of its logarithm: 3.182 s / 2."""
+
+    def record(kind: str, sizes: list, ours: list, theirs: list) -> None:
+        rows = [
+            {"name": name, "size": size, "round": i, "value": f"{value}"}
+            for name, values in (("ppo.py", ours), ("Stable-Baselines3", theirs))
+            for size in sizes
+            for i, value in enumerate(values, 1)
+        ]
+        bench.record("ppo.py", "CartPole-v1", kind, rows)
+
+    record("speed", [""], [1, 1, 1, 1], [9, 9, 9, 9])
+    record("envs", [1, 64], [200, 400, 200, 400], [100, 200, 100, 200])
+    record("speed", [""], [200, 800, 200, 800], [100, 200, 100, 200])
+    bench.record("ppo.py", "CartPole-v1", "floor", [{"name": "environment", "value": "500"}])
+    mean, half = 8**0.5, np.exp(3.182446 * np.log(2) / 3**0.5 / 2)
+    ratio = f"{mean:.2f} ({mean / half:.2f}\u00a0to\u00a0{mean * half:.2f})"
+    assert speed().splitlines()[2] == (
+        f"| ppo.py | CartPole-v1 | 400 | {ratio} |  | 500 µs | 20% |"
+    )
+    assert growth("ppo.py", "envs").splitlines()[3] == (
+        "| 64 | 283 | 141 | 2.00 (2.00\u00a0to\u00a02.00) |"
+    )

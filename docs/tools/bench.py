@@ -25,7 +25,6 @@ from collections import Counter
 from contextlib import chdir
 from pathlib import Path
 
-import figures
 import intervals
 import numpy as np
 import pandas as pd
@@ -80,8 +79,11 @@ def contestants(
     return found
 
 
-def compare(commands: dict, short: dict, timed: float, rounds: int, folder: str) -> pd.DataFrame:
-    """Steps per second, each over about `timed` seconds: rows are rounds, columns are names."""
+def compare(
+    commands: dict[str, Command], short: dict[str, int], timed: float, rounds: int, folder: str
+) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Steps per second (rows are rounds, columns are names), and over how many steps, which take
+    about `timed` seconds. `short`: the steps of the runs that are subtracted."""
     speeds, steps = pd.DataFrame(columns=list(commands), dtype=float), {}
     for name, command in commands.items():
         n = short[name]
@@ -94,7 +96,7 @@ def compare(commands: dict, short: dict, timed: float, rounds: int, folder: str)
             speeds.loc[number, name] = steps[name] / longer
             said = f"{name} {steps[name] / longer:,.0f} steps/s ({longer:.0f} s)"
             print(f"round {number}: {said}", flush=True)
-    return speeds
+    return speeds, steps
 
 
 def report(speeds: pd.DataFrame) -> str:
@@ -152,14 +154,13 @@ def floor(script: str, env_id: str) -> dict[str, float]:
 
 def record(script: str, env_id: str, kind: str, found: list[dict]) -> None:
     """Put rows in the place of the script's old ones of that kind."""
-    rows = pd.DataFrame(
-        [{"script": script, "environment": env_id, "kind": kind} | r for r in found]
-    )
+    key = {"script": script, "environment": env_id, "kind": kind}
+    rows = pd.DataFrame([key | row for row in found], dtype=object)
     old = tables.read("speed", dtype=str)
-    every = pd.concat([old[(old["script"] != script) | (old["kind"] != kind)], rows.astype(object)])
-    order = {
-        name: i for i, name in enumerate([*DEFAULT_ENV, "speed", "envs", "processes", "floor"])
-    }
+    others = [old[(old["script"] != script) | (old["kind"] != kind)]] if len(old) else []
+    every = pd.concat([*others, rows])
+    order = [*DEFAULT_ENV, "speed", "envs", "processes", "floor"]
+    order = {name: place for place, name in enumerate(order)}
     rank = {"key": lambda column: column.map(order), "kind": "stable"}
     tables.write("speed", every.sort_values(["script", "kind"], **rank))
 
@@ -199,14 +200,15 @@ if __name__ == "__main__":
                 label = f"{name} {size}".strip()
                 commands[label], whose[label] = command, {"name": name, "size": size}
                 short[label] = max(SHORT[script], 128 * size if args.envs else 0)
-        speeds = compare(commands, short, args.seconds, args.rounds, folder)
+        speeds, steps = compare(commands, short, args.seconds, args.rounds, folder)
     print("\ngeometric means; ratio: how many times as fast the first is, with its 95% interval")
     print(report(speeds))
     if args.record:
         rows = [
-            whose[label] | {"round": number, "value": f"{speed:.4g}"} | provenance(args.seconds)
+            whose[label]
+            | {"round": number, "value": f"{speed:.4g}"}
+            | provenance(round(steps[label] / speed, 1))
             for label, column in speeds.items()
             for number, speed in column.items()
         ]
         record(script, env_id, kind, rows)
-        figures.speed()

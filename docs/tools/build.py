@@ -17,6 +17,7 @@ A generated part stands between two comments, `<!-- begin KIND ARGUMENT -->` and
     shares NAME COLUMN   every seed of an experiment, its score and a column in percent
     milestones NAME ...  an experiment's returns on the way, at some hundredths of a variant's run
     speed                what docs/tools/bench.py --record measured
+    growth SCRIPT KIND   its speed with more environments or processes
     ablation NAME        what details were measured to add, as a table
     stress NAME          what they add at several learning rates, over all tasks together
     measured ID          what "without it" means, and what a detail was measured to add
@@ -272,6 +273,7 @@ BUILDERS = {
     "shares": results.shares,
     "milestones": results.milestones,
     "speed": results.speed,
+    "growth": results.growth,
     "ablation": effects.table,
     "stress": effects.stress,
     "measured": build_measured,

@@ -195,16 +195,3 @@ def rank(figure: str, names: list[str], titles: dict[str, dict]) -> None:
     grid[-1, 0].xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
     grid[-1, 0].set_xlabel("what it adds, as a share of what is learned", loc="right")
     save(fig, figure)
-
-
-def speed() -> None:
-    """A bar for each script, how many times as fast as Stable-Baselines3; a dot for each round."""
-    fig, axes = plt.subplots(figsize=(7, 3))
-    for (script, _), (rounds, _) in reversed(results.speeds().items()):
-        for name in rounds.filter(regex=f"^{script}").columns[::-1]:
-            times = rounds[name] / rounds["Stable-Baselines3"]
-            axes.barh(name, times.median(), color=COLORS[0], height=0.6)
-            axes.plot(times, [name] * len(times), ".", color=COLORS[4])
-    axes.axvline(1, color=GREY, linestyle="--", linewidth=1)
-    axes.set(xlabel="times as fast as Stable-Baselines3 (dots: rounds)")
-    save(fig, "speed")

@@ -3,6 +3,7 @@
 import re
 
 import intervals
+import numpy as np
 import pandas as pd
 import tables
 from experiment_list import BREAKS, EXPERIMENTS
@@ -180,33 +181,48 @@ def step(name: str) -> dict[str, str]:
     }
 
 
-def speeds() -> dict[tuple[str, str], tuple[pd.DataFrame, pd.Series]]:
-    """Per script and environment: steps per second (rows are rounds, columns are who ran), and
-    how many microseconds a step takes at least, by kind of work."""
-    found = {}
-    for key, rows in tables.read("speed").groupby(["script", "environment"], sort=False):
-        speed, floor = rows[rows["kind"] == "speed"], rows[rows["kind"] == "floor"]
-        rounds = speed.pivot(index="round", columns="name", values="value")
-        found[key] = rounds, floor.set_index("name")["value"]
-    return found
+def rounds(script: str, kind: str) -> pd.DataFrame:
+    """What bench.py has measured of a script: steps per second, rows are rounds. Columns are names,
+    or else (name, number of environments or processes)."""
+    rows = tables.read("speed").query("script == @script and kind == @kind")
+    columns = "name" if kind == "speed" else ["name", "size"]
+    return rows.pivot(index="round", columns=columns, values="value")
+
+
+def times(ours: pd.Series, theirs: pd.Series) -> str:
+    """How many times as fast: the geometric mean over the rounds, and its 95% interval."""
+    mean, low, high = intervals.of_geometric_mean((ours / theirs).to_numpy())
+    return f"{mean:.2f} ({low:.2f} to {high:.2f})"
 
 
 def speed() -> str:
-    """Each script beside Stable-Baselines3, and beside what no script could save."""
+    """Each script beside others, and beside what no script could save."""
     rows = []
-    for (script, environment), (rounds, floor) in speeds().items():
-        theirs = rounds["Stable-Baselines3"]
-        for name in rounds.filter(regex=f"^{script}"):
-            ours, times = rounds[name].median(), rounds[name] / theirs
-            row = {
-                "script": name,
-                "environment": environment,
-                "steps per second": f"{ours:,.0f}",
-                "Stable-Baselines3": f"{theirs.median():,.0f}",
-                "times as fast": f"{times.median():.2f} ({times.min():.2f} to {times.max():.2f})",
-            }
+    for (script, env), found in tables.read("speed").groupby(["script", "environment"], sort=False):
+        speeds = rounds(script, "speed")
+        for name in speeds.filter(regex=f"^{script}"):
+            ours = np.exp(np.log(speeds[name]).mean())
+            row = {"script": name, "environment": env, "steps per second": f"{ours:,.0f}"}
+            for other in ("Stable-Baselines3", "CleanRL"):
+                row[f"times {other}"] = (
+                    times(speeds[name], speeds[other]) if other in speeds else ""
+                )
             if name == script:  # the floor of a variant was not measured
+                floor = found[found["kind"] == "floor"].set_index("name")["value"]
                 row |= {f"alone: {kind}": f"{micros:,.0f} µs" for kind, micros in floor.items()}
                 row["share of the time"] = f"{floor.sum() * ours / 1e6:.0%}"
             rows.append(row)
+    return tables.markdown(rows)
+
+
+def growth(script: str, kind: str) -> str:
+    """Its speed with each number of environments or processes, and that of others."""
+    speeds, rows = rounds(script, kind), []
+    for size in speeds[script]:
+        row = {kind: f"{size:.0f}"}
+        for name in sorted(speeds.columns.unique("name"), key=lambda name: name != script):
+            row[f"{name}, steps per second"] = f"{np.exp(np.log(speeds[name, size]).mean()):,.0f}"
+            if name != script:
+                row["times as fast"] = times(speeds[script, size], speeds[name, size])
+        rows.append(row)
     return tables.markdown(rows)
