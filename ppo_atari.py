@@ -65,7 +65,7 @@ class Args:
     num_envs: int = 8  # N, environments stepped side by side, in each process
     num_steps: int = 128  # T, steps in each environment between two updates
     cuda: bool = True  # train on a GPU if there is one
-    bf16: bool = False  # compute the features in bfloat16: faster where the hardware has it
+    bf16: bool = False  # compute the features in bfloat16: faster on some hardware, slower on other
 
     learning_rate: float = 2.5e-4  # Adam's step size in the first update
     anneal_lr: bool = True  # lower the learning rate linearly over the run
