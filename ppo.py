@@ -83,10 +83,9 @@ class Args:
 # ---------------------------------------- Environment ----------------------------------------
 def make_env(args: Args, video: Path | None = None) -> gym.Env:
     """One environment with observations (D,); `video`: folder for a film of its first steps."""
-    env = gym.make(args.env_id, **({"render_mode": "rgb_array"} if video else {}))
+    env = gym.make(args.env_id, **({"render_mode": "rgb_array"} if args.capture_video else {}))
     if video:
-        film = {"video_length": 1000, "disable_logger": True}  # frames stay in memory until then
-        env = gym.wrappers.RecordVideo(env, str(video), lambda game: game == 0, **film)
+        env = gym.wrappers.RecordVideo(env, str(video), lambda game: game == 0, video_length=1000)
     return gym.wrappers.FlattenObservation(env)  # Dict and n-d Box to (D,), Discrete to one-hot
 
 
@@ -383,7 +382,7 @@ def fail(message: str, code: int = 2) -> None:
     raise SystemExit(code)
 
 
-def check(args: Args) -> None:
+def check(args: Args, weights: dict | None) -> None:
     """Refuse settings that can't work, before a file is written."""
     for name, value in vars(args).items():
         low = 1 if name in ("num_envs", "num_steps", "num_minibatches", "update_epochs") else 0
@@ -395,13 +394,14 @@ def check(args: Args) -> None:
     if args.num_iterations < 1:
         fail(f"--total-timesteps must be at least one rollout (envs x steps): {args.batch_size}")
     try:
-        envs, film = make_envs(args), {"render_mode": "rgb_array"} if args.capture_video else {}
+        envs = make_envs(args)
         envs.reset(seed=spawn_seeds(args.seed, "check", args.num_envs))
         envs.step(envs.action_space.sample())
         envs.close()
-        gym.make(args.env_id, **film).close()
+        if weights:  # the run may be of another network
+            Agent(envs.single_observation_space, envs.single_action_space).load_state_dict(weights)
     except Exception as error:  # an environment may raise any
-        fail(f"--env-id {args.env_id} can't be made, reset and stepped: {error!r}")
+        fail(f"--env-id {args.env_id} can't be made, stepped and played by the agent: {error!r}")
     shape, space = envs.envs[0].unwrapped.observation_space.shape, envs.single_action_space
     if len(shape or ()) > 2 or not isinstance(space, ACTIONS) or np.any(getattr(space, "start", 0)):
         fits = "for pictures ppo_atari.py, for Box ppo_continuous.py, else ppo_multidiscrete.py"
@@ -424,7 +424,7 @@ def load(folder: Path) -> tuple[Args, dict]:
             fail(f"{folder} is a run of {checkpoint['script']}.py: use that script")
         return Args(**checkpoint["args"] | {"capture_video": False}), checkpoint
     except Exception as error:  # a damaged file makes torch raise any of a dozen kinds
-        fail(f"{folder} holds no whole checkpoint, give the folder of a run: {error!r:.200}")
+        fail(f"{folder} holds no checkpoint that this file can read: {error!r:.200}")
 
 
 def evaluate(args: Args, checkpoint: dict, folder: Path, mode: str) -> list[float]:
@@ -461,7 +461,7 @@ def main(argv: list[str] | None = None) -> dict:
     if run is not None:
         saved, checkpoint = load(folder)  # its settings, which flags given now replace
         args = replace(tyro.cli(Args, args=argv, default=saved), resume=None, evaluate=None)
-    check(args)
+    check(args, checkpoint and checkpoint["agent"])
     if run and flag == "--resume" and checkpoint["step"] // args.batch_size >= args.num_iterations:
         fail(f"{folder} is trained to its end: use --evaluate, or give more --total-timesteps")
     try:

@@ -13,15 +13,14 @@ Read from top to bottom: all of PPO stands before the end of train(), and the re
 `# [core-07] Title` marks an implementation detail, which docs/ explains. "Source" is a file of
 baselines/ in openai/baselines, commit ea25b9e, the official PPO ("ppo2"). DEVIATION: we differ.
 
-Shapes: T num_steps, N num_envs, B = T * N rows of a process's batch, M rows of a minibatch, D the
-shape (4, 84, 84) of an observation. Row t of every array of the rollout belongs to step t.
+Shapes: T num_steps, N num_envs, B = T * N rows of a process's batch, M rows of a minibatch. D is
+short for 4, 84, 84, an observation. Row t of every array of the rollout belongs to step t.
 """
 # /// script
 # requires-python = ">=3.11,<3.14"
 # dependencies = [
-#     "ale-py==0.12.1", "gymnasium==1.4.0", "moviepy==2.2.1", "numpy==2.4.6",
-#     "opencv-python-headless==5.0.0.93", "tensorboard==2.21.0", "torch==2.13.0", "tqdm==4.70.1",
-#     "tyro==1.0.17",
+#     "ale-py==0.12.1", "gymnasium==1.4.0", "moviepy==2.2.1", "numpy==2.4.6", "tqdm==4.70.1",
+#     "opencv-python-headless==5.0.0.93", "tensorboard==2.21.0", "torch==2.13.0", "tyro==1.0.17",
 # ]
 # ///
 
@@ -50,14 +49,14 @@ SCRIPT = Path(__file__).stem  # this file's name
 SCORES = ("game_over", "episode_returns", "episode_lengths")  # EpisodicLife's, then Gymnasium's
 GAME = {"frameskip": 1, "repeat_action_probability": 0.0}  # ALE/*-v5 would do both by itself
 PROCESSES = int(os.environ.get("WORLD_SIZE", 1))  # torchrun sets these two
-RANK = int(os.environ.get("RANK", 0)) % PROCESSES
+RANK = int(os.environ.get("RANK", 0)) % PROCESSES  # alone it is 0, whatever RANK says
 ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner at each start
 cv2.setNumThreads(1)  # pictures this small gain nothing from a second core
 
 
 @dataclass
 class Args:
-    """PPO for Atari games: CleanRL's hyperparameters, the official ones but for N and the steps."""
+    """PPO for Atari games: the official hyperparameters, but for N, the steps and time limits."""
 
     env_id: str = "BreakoutNoFrameskip-v4"  # GameNoFrameskip-v4 or ALE/Game-v5, which play the same
     seed: int = 1  # same seed, machine and versions on a CPU: bit-identical weights
@@ -102,8 +101,7 @@ class Args:
 
 # ---------------------------------------- Environment ----------------------------------------
 # [atari-01 1/2] No-op reset
-# Most games would start in the same frame: a policy could learn one sequence by heart.
-# Source: common/atari_wrappers.py#L12-L39.
+# Else a policy could learn a game's one start by heart. Source: common/atari_wrappers.py#L12-L39.
 class NoopReset(gym.Wrapper):
     """Starts a game with 1 to 30 raw frames in which nothing is pressed."""
 
@@ -118,8 +116,7 @@ class NoopReset(gym.Wrapper):
 
 # [atari-02 1/2] Frame skip with a maximum over two frames
 # Many games draw some sprites in every other frame only: the maximum of two holds them.
-# Source: common/atari_wrappers.py#L97-L123.
-# DEVIATION: the two frames are cleared at a reset, where the official code keeps the last game's.
+# Source: common/atari_wrappers.py#L97-L123. DEVIATION: the two frames are cleared at a reset.
 class MaxAndSkip(gym.Wrapper):
     """Repeats an action for 4 raw frames: rewards summed, pixels the maximum of the last two."""
 
@@ -223,12 +220,14 @@ def make_env(args: Args, video: Path | None = None) -> gym.Env:
     # [atari-01 2/2] No-op reset
     # No-ops are raw frames, so they come before the skip. From there on a step is 4 frames.
     try:
-        env = gym.make(args.env_id, **({"render_mode": "rgb_array"} if video else {}), **GAME)
+        env = gym.make(
+            args.env_id, **({"render_mode": "rgb_array"} if args.capture_video else {}), **GAME
+        )
     except TypeError as error:  # it does not know frames to skip
         raise ValueError("no Atari game: use ppo.py; for pictures docs/ppo_atari.md") from error
     env = MaxAndSkip(NoopReset(env))
     if video:
-        film = {"video_length": 1000, "disable_logger": True, "fps": 15}  # of 60 frames a second
+        film = {"video_length": 1000, "fps": 15}  # of 60 frames a second
         env = gym.wrappers.RecordVideo(env, str(video), lambda game: game == 0, **film)
 
     # [atari-03 2/3] A lost life ends the episode, not the game
@@ -328,7 +327,7 @@ class Agent(nn.Module):
         """The distribution over actions and the value (M,) of each observation (M, 4, 84, 84)."""
         # [atari-09 1/2] Scaling of images to [0, 1]
         # Here and not in the environment: rows of the rollout stay uint8, a quarter of the memory.
-        # channels_last makes convolutions on a CPU 1.4 times as fast. Source: common/models.py#L19.
+        # Source: common/models.py#L19. channels_last: convolutions on a CPU are 1.4 times as fast.
         obs = obs.to(memory_format=torch.channels_last).float() / 255
 
         # [extra-07 1/3] The network in bfloat16
@@ -589,7 +588,7 @@ def fail(message: str, code: int = 2) -> None:
     raise SystemExit(code)
 
 
-def check(args: Args) -> None:
+def check(args: Args, weights: dict | None) -> None:
     """Refuse settings that can't work, before a file is written."""
     for name, value in vars(args).items():
         low = 1 if name in ("num_envs", "num_steps", "num_minibatches", "update_epochs") else 0
@@ -601,13 +600,14 @@ def check(args: Args) -> None:
     if args.num_iterations < 1:
         fail(f"--total-timesteps must be at least one rollout (envs x steps): {args.batch_size}")
     try:
-        envs, film = make_envs(args), {"render_mode": "rgb_array"} if args.capture_video else {}
+        envs = make_envs(args)
         envs.reset(seed=spawn_seeds(args.seed, "check", args.num_envs))
         envs.step(envs.action_space.sample())
         envs.close()
-        gym.make(args.env_id, **film).close()
+        if weights:  # the run may be of another network
+            Agent(envs.single_observation_space, envs.single_action_space).load_state_dict(weights)
     except Exception as error:  # an environment may raise any
-        fail(f"--env-id {args.env_id} can't be made, reset and stepped: {error!r}")
+        fail(f"--env-id {args.env_id} can't be made, stepped and played by the agent: {error!r}")
 
 
 def save(folder: Path, args: Args, agent: Agent, optimizer, step: int, returns: list) -> None:
@@ -626,7 +626,7 @@ def load(folder: Path) -> tuple[Args, dict]:
             fail(f"{folder} is a run of {checkpoint['script']}.py: use that script")
         return Args(**checkpoint["args"] | {"capture_video": False}), checkpoint
     except Exception as error:  # a damaged file makes torch raise any of a dozen kinds
-        fail(f"{folder} holds no whole checkpoint, give the folder of a run: {error!r:.200}")
+        fail(f"{folder} holds no checkpoint that this file can read: {error!r:.200}")
 
 
 def evaluate(args: Args, checkpoint: dict, folder: Path, mode: str) -> list[float]:
@@ -671,7 +671,7 @@ def main(argv: list[str] | None = None) -> dict:
     if run is not None:
         saved, checkpoint = load(folder)  # its settings, which flags given now replace
         args = replace(tyro.cli(Args, args=argv, default=saved), resume=None, evaluate=None)
-    check(args)
+    check(args, checkpoint and checkpoint["agent"])
     if run and flag == "--resume" and checkpoint["step"] // args.batch_size >= args.num_iterations:
         fail(f"{folder} is trained to its end: use --evaluate, or give more --total-timesteps")
 

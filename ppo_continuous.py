@@ -92,10 +92,9 @@ class Args:
 # ---------------------------------------- Environment ----------------------------------------
 def make_env(args: Args, video: Path | None = None) -> gym.Env:
     """One environment with observations (D,); `video`: folder for a film of its first steps."""
-    env = gym.make(args.env_id, **({"render_mode": "rgb_array"} if video else {}))
+    env = gym.make(args.env_id, **({"render_mode": "rgb_array"} if args.capture_video else {}))
     if video:
-        film = {"video_length": 1000, "disable_logger": True}  # frames stay in memory until then
-        env = gym.wrappers.RecordVideo(env, str(video), lambda game: game == 0, **film)
+        env = gym.wrappers.RecordVideo(env, str(video), lambda game: game == 0, video_length=1000)
     return gym.wrappers.FlattenObservation(env)  # Dict and n-d Box to (D,), Discrete to one-hot
 
 
@@ -179,12 +178,12 @@ class RunningMeanStd(nn.Module):
     def set_extra_state(self, state: tuple) -> None:
         self.mean, self.m2, self.count = (np.array(x) for x in state)
 
-    def update(self, x: np.ndarray) -> None:  # n rows (n, *shape)
-        mean, m2, count = self.mean, self.m2, self.count  # arrays, changed in place
-        delta = x - mean
-        count += len(x)
-        mean += delta.sum(0) / count
-        m2 += (delta * (x - mean)).sum(0)
+    def update(self, x: np.ndarray) -> None:  # n rows (n, *shape), or one (*shape)
+        x = x.reshape(-1, *self.mean.shape)
+        delta = x - self.mean
+        self.count += len(x)
+        self.mean += delta.sum(0) / self.count
+        self.m2 += (delta * (x - self.mean)).sum(0)
 
     def std(self) -> np.ndarray:
         return np.sqrt(self.m2 / self.count + 1e-8)
@@ -219,7 +218,7 @@ class Agent(nn.Module):
     # [continuous-07] Observation clipping
     # To +-10: a feature that first moves after n equal rows would be sqrt(n) stds from its mean.
     def normalize(self, obs: np.ndarray) -> np.ndarray:
-        """Raw observations (..., D) as the networks want them, in float32."""
+        """Raw observations (..., D) as policy() and value() want them, in float32."""
         return ((obs - self.obs_stats.mean) / self.obs_stats.std()).clip(-10, 10).astype(np.float32)
 
     # [continuous-01 2/3] Continuous actions via normal distributions
@@ -479,7 +478,7 @@ def fail(message: str, code: int = 2) -> None:
     raise SystemExit(code)
 
 
-def check(args: Args) -> None:
+def check(args: Args, weights: dict | None) -> None:
     """Refuse settings that can't work, before a file is written."""
     for name, value in vars(args).items():
         low = 1 if name in ("num_envs", "num_steps", "num_minibatches", "update_epochs") else 0
@@ -491,13 +490,14 @@ def check(args: Args) -> None:
     if args.num_iterations < 1:
         fail(f"--total-timesteps must be at least one rollout (envs x steps): {args.batch_size}")
     try:
-        envs, film = make_envs(args), {"render_mode": "rgb_array"} if args.capture_video else {}
+        envs = make_envs(args)
         envs.reset(seed=spawn_seeds(args.seed, "check", args.num_envs))
         envs.step(envs.action_space.sample())
         envs.close()
-        gym.make(args.env_id, **film).close()
+        if weights:  # the run may be of another network
+            Agent(envs.single_observation_space, envs.single_action_space).load_state_dict(weights)
     except Exception as error:  # an environment may raise any
-        fail(f"--env-id {args.env_id} can't be made, reset and stepped: {error!r}")
+        fail(f"--env-id {args.env_id} can't be made, stepped and played by the agent: {error!r}")
     shape, space = envs.envs[0].unwrapped.observation_space.shape, envs.single_action_space
     if len(shape or ()) > 2 or not isinstance(space, ACTIONS) or np.any(getattr(space, "start", 0)):
         fits = "for pictures ppo_atari.py, for Box ppo_continuous.py, else ppo_multidiscrete.py"
@@ -520,7 +520,7 @@ def load(folder: Path) -> tuple[Args, dict]:
             fail(f"{folder} is a run of {checkpoint['script']}.py: use that script")
         return Args(**checkpoint["args"] | {"capture_video": False}), checkpoint
     except Exception as error:  # a damaged file makes torch raise any of a dozen kinds
-        fail(f"{folder} holds no whole checkpoint, give the folder of a run: {error!r:.200}")
+        fail(f"{folder} holds no checkpoint that this file can read: {error!r:.200}")
 
 
 def evaluate(args: Args, checkpoint: dict, folder: Path, mode: str) -> list[float]:
@@ -560,7 +560,7 @@ def main(argv: list[str] | None = None) -> dict:
     if run is not None:
         saved, checkpoint = load(folder)  # its settings, which flags given now replace
         args = replace(tyro.cli(Args, args=argv, default=saved), resume=None, evaluate=None)
-    check(args)
+    check(args, checkpoint and checkpoint["agent"])
     if run and flag == "--resume" and checkpoint["step"] // args.batch_size >= args.num_iterations:
         fail(f"{folder} is trained to its end: use --evaluate, or give more --total-timesteps")
     try:

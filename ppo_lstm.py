@@ -88,13 +88,12 @@ class Args:
 # ---------------------------------------- Environment ----------------------------------------
 def make_env(args: Args, video: Path | None = None) -> gym.Env:
     """One environment with observations (D,); `video`: folder for a film of its first steps."""
-    env = gym.make(args.env_id, **({"render_mode": "rgb_array"} if video else {}))
+    env = gym.make(args.env_id, **({"render_mode": "rgb_array"} if args.capture_video else {}))
     if video:
-        film = {"video_length": 1000, "disable_logger": True}  # frames stay in memory until then
-        env = gym.wrappers.RecordVideo(env, str(video), lambda game: game == 0, **film)
+        env = gym.wrappers.RecordVideo(env, str(video), lambda game: game == 0, video_length=1000)
 
-    # [extra-08] Hidden entries of the observation
-    # For example CartPole without its velocities: they have to be told from remembered positions.
+    # [extra-08 1/2] Hidden entries of the observation
+    # For example CartPole without its velocities: they have to be inferred from past positions.
     env = gym.wrappers.FlattenObservation(env)  # Dict and n-d Box to (D,), Discrete to one-hot
     keep, full = list(args.observe) or slice(None), env.observation_space
     part = gym.spaces.Box(full.low[keep], full.high[keep], dtype=full.dtype)
@@ -328,8 +327,8 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
                 # The current weights read the rollout again, from its first state on: gradients go
                 # back through time. Source: ppo2/model.py#L151-L153.
                 # [lstm-03 3/3] State reset at the end of an episode
-                ends, outputs, begin = mb_dones.any(1), [], 0  # (T,): an episode of some env ends
-                ends[-1] = True  # and the last; 2.5 times as fast as a call for each step
+                ends, outputs, begin = mb_dones.any(1), [], 0  # (T,): some env's episode ends
+                ends[-1] = True  # a call per stretch: 2.5 times as fast as one per step
                 for stop in (ends.nonzero().flatten() + 1).tolist():
                     hidden, mb_state = agent.read(mb_obs[begin:stop], mb_state)
                     mb_state, begin = mb_state * ~mb_dones[stop - 1].unsqueeze(-1), stop
@@ -430,7 +429,7 @@ def fail(message: str, code: int = 2) -> None:
     raise SystemExit(code)
 
 
-def check(args: Args) -> None:
+def check(args: Args, weights: dict | None) -> None:
     """Refuse settings that can't work, before a file is written."""
     for name, value in vars(args).items():
         low = 1 if name in ("num_envs", "num_steps", "num_minibatches", "update_epochs") else 0
@@ -447,13 +446,14 @@ def check(args: Args) -> None:
     if args.num_iterations < 1:
         fail(f"--total-timesteps must be at least one rollout (envs x steps): {args.batch_size}")
     try:
-        envs, film = make_envs(args), {"render_mode": "rgb_array"} if args.capture_video else {}
+        envs = make_envs(args)
         envs.reset(seed=spawn_seeds(args.seed, "check", args.num_envs))
         envs.step(envs.action_space.sample())
         envs.close()
-        gym.make(args.env_id, **film).close()
+        if weights:  # the run may be of another network
+            Agent(envs.single_observation_space, envs.single_action_space).load_state_dict(weights)
     except Exception as error:  # an environment may raise any
-        fail(f"--env-id {args.env_id} can't be made, reset and stepped: {error!r}")
+        fail(f"--env-id {args.env_id} can't be made, stepped and played by the agent: {error!r}")
     shape, space = envs.envs[0].unwrapped.observation_space.shape, envs.single_action_space
     if len(shape or ()) > 2 or not isinstance(space, ACTIONS) or np.any(getattr(space, "start", 0)):
         fits = "for pictures ppo_atari.py, for Box ppo_continuous.py, else ppo_multidiscrete.py"
@@ -476,7 +476,7 @@ def load(folder: Path) -> tuple[Args, dict]:
             fail(f"{folder} is a run of {checkpoint['script']}.py: use that script")
         return Args(**checkpoint["args"] | {"capture_video": False}), checkpoint
     except Exception as error:  # a damaged file makes torch raise any of a dozen kinds
-        fail(f"{folder} holds no whole checkpoint, give the folder of a run: {error!r:.200}")
+        fail(f"{folder} holds no checkpoint that this file can read: {error!r:.200}")
 
 
 def evaluate(args: Args, checkpoint: dict, folder: Path, mode: str) -> list[float]:
@@ -518,7 +518,12 @@ def main(argv: list[str] | None = None) -> dict:
     if run is not None:
         saved, checkpoint = load(folder)  # its settings, which flags given now replace
         args = replace(tyro.cli(Args, args=argv, default=saved), resume=None, evaluate=None)
-    check(args)
+
+        # [extra-08 2/2] Hidden entries of the observation
+        if args.observe != saved.observe:  # others would fit the network, and mean something else
+            fail(f"--observe can't change in a run: this one was trained with {saved.observe}")
+
+    check(args, checkpoint and checkpoint["agent"])
     if run and flag == "--resume" and checkpoint["step"] // args.batch_size >= args.num_iterations:
         fail(f"{folder} is trained to its end: use --evaluate, or give more --total-timesteps")
     try:

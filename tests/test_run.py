@@ -238,7 +238,7 @@ def test_films(ppo, script):
 @pytest.mark.parametrize("robot", ["HalfCheetah", "Hopper", "Ant", "Reacher"])
 def test_the_camera_goes_along(script, robot, tmp_path):
     """Where a model has a camera that follows it; Reacher's stays, and the camera, too."""
-    args = load(script).Args(env_id=f"{robot}-v5")
+    args = load(script).Args(env_id=f"{robot}-v5", capture_video=True)
     world = load(script).make_env(args, tmp_path).unwrapped
     camera = world.mujoco_renderer.camera_id
     if robot == "Reacher":
@@ -264,14 +264,14 @@ BAD = {
     "--env-id Nowhere-v0": "can't be made",
     "--env-id no_such_module:Own-v0": "No module named 'no_such_module'",
     "--env-id MISFIT": "ATALL",
-    "--env-id known_envs:Old-v0": "can't be made, reset and stepped",
+    "--env-id known_envs:Old-v0": "can't be made, stepped and played",
     "--env-id known_envs:Bare-v0 --capture-video": "unexpected keyword argument 'render_mode'",
     "--env-id known_envs:Picture-v0": "ATALL",
-    "--resume nowhere": "holds no whole checkpoint",
-    "--evaluate=": "holds no whole checkpoint",
-    "--evaluate cut": "holds no whole checkpoint",
-    "--resume list": "holds no whole checkpoint",
-    "--evaluate keyless": "holds no whole checkpoint",
+    "--resume nowhere": "holds no checkpoint that this file can read",
+    "--evaluate=": "holds no checkpoint that this file can read",
+    "--evaluate cut": "holds no checkpoint that this file can read",
+    "--resume list": "holds no checkpoint that this file can read",
+    "--evaluate keyless": "holds no checkpoint that this file can read",
     "--evaluate foreign": "is a run of other.py",
 }
 
@@ -297,6 +297,8 @@ def test_bad_input(ppo, script, bad_runs, tmp_path, monkeypatch, capsys, flags):
     said = BAD[flags].replace("ATALL", "can't be made" if script == SEVERAL else "use")
     if "Picture" in flags and script in (ATARI, SEVERAL):
         said = "get_action_meanings" if script == ATARI else "use"
+    if "Bare" in flags and script == ATARI:
+        said = "no Atari game"
     misfit = "CartPole-v1" if script == ATARI else SCRIPTS[script].misfit
     given = flags.replace("MISFIT", misfit).replace("ROWS", str(rows(script))).split()
     if "foreign" in flags or "keyless" in flags:
@@ -306,6 +308,17 @@ def test_bad_input(ppo, script, bad_runs, tmp_path, monkeypatch, capsys, flags):
     error = refused(ppo, [*quick(script, 1), *given] if new_run else given, capsys)
     written = [path for path in Path().rglob("*") if path.name != "MUJOCO_LOG.TXT"]  # MuJoCo's
     assert said in error and sorted(written) == before
+
+
+def test_a_run_of_another_network(ppo, script, capsys):
+    """Where the weights don't fit the environment, nothing is written."""
+    folder = Path(ppo.main(quick(script, 2, *NO_GAMES))["folder"])
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    other = {ATARI: "PongNoFrameskip-v4", "ppo_continuous.py": "Hopper-v5"}
+    for flag in ("--resume", "--evaluate"):
+        flags = [flag, str(folder), "--env-id", other.get(script, "Acrobot-v1")]
+        assert "size mismatch" in refused(ppo, flags, capsys)
+    assert before == {path: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_bad_input_in_a_process(script):
