@@ -188,6 +188,9 @@ def test_loading_an_agent_as_the_docs_show(script, home, right):
     flags = ["--env-id", ENVS[script], *SIZES, "--total-timesteps", "32", "--eval-episodes", "0"]
     run = load(script).main(flags)["folder"]
     code = re.search(r"```python\n(import torch.*?)```", (ROOT / home).read_text(), re.S)[1]
+    for more in re.findall(r"```python\n(import copy.*?)```", (ROOT / home).read_text(), re.S):
+        code += f"{more}\nright = agent.policy(torch.as_tensor(agent.normalize(obs))).mode()\n"
+        code += "assert torch.allclose(exported.module()(torch.as_tensor(obs)), right)"
     code = f"RUN = {run!r}\n{code}\nassert {right}"
     done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0

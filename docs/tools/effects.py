@@ -17,6 +17,9 @@ from statsmodels.stats.multitest import multipletests
 ALL = [name for name, experiment in EXPERIMENTS.items() if experiment.ablated]
 # A detail that hardly acts in the runs with it can't matter there: what says so, and below what.
 ACTS = {"core-08": ("clipfrac", 0.001)}
+VERDICT = "[verdict](ablations.md#verdicts)"
+# Where the usual rate was measured, if not in the experiment itself.
+USUAL = {"stress-continuous": "ablation-continuous"}
 
 
 @dataclass
@@ -87,7 +90,8 @@ def effects(name: str) -> list[Effect]:
             plain = without if "beyond" in detail else case  # what is neither added nor taken out
             a, b, usual = (scores_of(runs, v, detail) for v in (case, without, plain))
             if len(seeds := a.index.intersection(b.index)):
-                start = first_returns(name, plain.split(",")[0])  # at the usual rate
+                first = plain.split(",")[0]  # at the usual rate
+                start = first_returns(name, first if first in set(runs["variant"]) else plain)
                 stopped = runs[runs["variant"] == without].set_index("seed")["stopped"]
                 pair = [x.loc[seeds].fillna(start).to_numpy() for x in (a, b)]
                 one = Effect(detail, case, *pair, start, usual.mean() - start)
@@ -130,7 +134,9 @@ def combined(name: str) -> list[Combined]:
     found = []
     for detail in EXPERIMENTS[name].ablated:
         for rate in RATES:
-            ones = [e for e in effects(name) if e.detail == detail and e.case in at(rate, e.case)]
+            ones = [
+                e for e in at_all_rates(name) if e.detail == detail and e.case in at(rate, e.case)
+            ]
             seeds = min((len(e.with_it) for e in ones), default=0)
             if seeds:
                 a, b = (
@@ -147,6 +153,11 @@ def at(rate: str, case: str) -> list[str]:
     return [case.split(",")[0] + rate]
 
 
+def at_all_rates(name: str) -> list[Effect]:
+    """The effects of an experiment, with those at the usual rate before them."""
+    return (as_usual(USUAL[name]) if name in USUAL else []) + effects(name)
+
+
 def as_usual(name: str) -> list[Effect]:
     """The effects of an experiment with the settings of the defaults."""
     return [e for e in effects(name) if "," not in e.case]
@@ -161,7 +172,7 @@ def added(effect: Effect) -> str:
 def row(e: Effect) -> dict[str, str]:
     cells = {"with it": e.with_it, "without it": e.without}
     spread = {k: f"{x.mean():.1f}" + f" ± {x.std():.1f}" * (len(x) > 1) for k, x in cells.items()}
-    return spread | {"it adds (95% interval)": added(e), "verdict": e.verdict}
+    return spread | {"it adds (95% interval)": added(e), VERDICT: e.verdict}
 
 
 def table(name: str) -> str:
@@ -193,7 +204,7 @@ def section(detail: str) -> str:
             command = EXPERIMENTS[name].variants[e.case]
             steps = re.search(r"--total-timesteps (\d+)|$", command)[1] or "1000000"
             old = "commit" not in results.runs(name)  # rows from before the scripts were shortened
-            task = e.case.split(" with ")[0] + " (old script)" * old
+            task = e.case.split(" with ")[0] + " ([old script](results.md#the-lean-scripts))" * old
             what = {"task": task, "steps": f"{int(steps):,}", "seeds": str(len(e.without))}
             rows.append(what | row(e))
             figure = f"![Scores with and without {detail}](figures/{name}-{detail}.svg)"

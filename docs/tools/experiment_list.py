@@ -248,7 +248,7 @@ EXPERIMENTS = {
             "11 bins": "ppo_multidiscrete.py --env-id Reacher-v5",
             "Gaussian": "ppo_continuous.py --env-id Reacher-v5",
         },
-        seeds=range(1, 4),
+        seeds=range(11, 16),
         figures={"Reacher-v5": ["11 bins", "Gaussian"]},
     ),
     "masks": Experiment(

@@ -134,7 +134,7 @@ def ablation(name: str, detail: str, cases: list[tuple[str, str]], curves: dict)
 
 def stress(name: str, detail: str) -> None:
     """The score over the learning rate, with the detail and without it: a panel for each task."""
-    found = [e for e in effects.effects(name) if e.detail == detail]
+    found = [e for e in effects.at_all_rates(name) if e.detail == detail]
     panels = {}  # what stands above a panel -> its effects, by rate
     for e in found:
         task, *more = e.case.split(", ")
