@@ -174,9 +174,9 @@ def test_continuous_06_observation_normalization(ppo):
     assert ends >= 4
     # A stream far from 0 loses nothing, in whatever portions it comes.
     data = 1e4 + np.random.default_rng(0).normal(size=(960, 5))
-    for n in (1, 8):
+    for shape in ((5,), (1, 5), (8, 5)):  # a single row need not be wrapped
         stats = ppo.RunningMeanStd((5,))
-        for batch in data.reshape(-1, n, 5):
+        for batch in data.reshape(-1, *shape):
             stats.update(batch)
         np.testing.assert_allclose(stats.std(), statistics(data)[1], rtol=1e-6)
 
