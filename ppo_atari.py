@@ -10,8 +10,8 @@ convolutional network with two heads gives values with the actions. Processes av
 the agent an episode is one life and a reward is only its sign; scores are of whole games.
 
 Read from top to bottom: all of PPO stands before the end of train(), and the rest only runs it.
-`# [core-07] Title` marks an implementation detail, which docs/ explains. "Source" is a file of
-baselines/ in openai/baselines, commit ea25b9e, the official PPO ("ppo2"). DEVIATION: we differ.
+`# [core-07] Title` marks a detail (aux: optional, extra: ours), which docs/ explains. "Source" is
+in baselines/ of openai/baselines, commit ea25b9e, the official PPO ("ppo2"). DEVIATION: we differ.
 
 Shapes: T num_steps, N num_envs, B = T * N rows of a process's batch, M rows of a minibatch. D is
 short for 4, 84, 84, an observation. Row t of every array of the rollout belongs to step t.
@@ -46,7 +46,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 SCRIPT = Path(__file__).stem  # this file's name
-SCORES = ("game_over", "episode_returns", "episode_lengths")  # EpisodicLife's, then Gymnasium's
+SCORES = ("game_over", "episode_returns", "episode_lengths")  # attributes of the envs' wrappers
 GAME = {"frameskip": 1, "repeat_action_probability": 0.0}  # ALE/*-v5 would do both by itself
 PROCESSES = int(os.environ.get("WORLD_SIZE", 1))  # torchrun sets these two
 RANK = int(os.environ.get("RANK", 0)) % PROCESSES  # alone it is 0, whatever RANK says
@@ -74,7 +74,7 @@ class Args:
     num_minibatches: int = 4  # equal parts of a batch, one gradient step each
     update_epochs: int = 4  # passes over a batch
     norm_adv: bool = True  # normalize advantages in each minibatch
-    clip_coef: float = 0.1  # epsilon: how far the ratio may move from 1 before its gradient is 0
+    clip_coef: float = 0.1  # epsilon: how far new / old probability may move from 1 and still gain
     anneal_clip: bool = False  # lower epsilon linearly over the run
     clip_vloss: bool = True  # clip the value loss too, by the same epsilon
     ent_coef: float = 0.01  # weight of the entropy bonus
@@ -351,8 +351,8 @@ def average(tensors) -> None:
 # ------------------------------------------ Training ------------------------------------------
 # [core-05] Generalized Advantage Estimation
 # A delta says how much better a step went than the value function V expected. The advantage adds
-# the later deltas of its episode, faded by gamma * lambda a step. What comes after the rollout is
-# in V(next_obs[-1]). Source: ppo2/runner.py#L52-L65; Schulman et al. 2016, equation 16.
+# the later deltas of its episode, faded by gamma * lambda a step. next_values[-1] stands for
+# all after the rollout. Source: ppo2/runner.py#L52-L65; Schulman et al. 2016, equation 16.
 def compute_gae(rewards, values, next_values, dones, gamma: float, gae_lambda: float) -> np.ndarray:
     """Advantages (T, N) of T steps in N envs, from arrays (T, N).
 
@@ -370,7 +370,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
     """Repeat: play T steps, estimate advantages, make better actions likelier, log and save."""
     # --- 0. Setup
     # [aux-02 3/6] Parallel gradient update
-    # torchrun starts this file once per process: own envs, random numbers, GPU; rank 0's weights.
+    # torchrun starts this once per process: each has own envs, chances and GPU, rank 0's weights.
     gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     device = torch.device(gpu if args.cuda and torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.allow_tf32 = False  # it rounds to 10 bits: another network than a CPU's
@@ -487,7 +487,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
                 # [atari-08 4/4] Shared Nature CNN
                 dist, new_values = agent(mb_obs)
 
-                log_ratio = dist.log_prob(mb_actions) - mb_logprobs  # log(new / old), (M,)
+                log_ratio = dist.log_prob(mb_actions) - mb_logprobs  # log(p new / p old), (M,)
                 ratio = log_ratio.exp()  # > 1: the new policy takes this action more often
 
                 # [core-07] Advantage normalization, per minibatch
@@ -498,8 +498,8 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
                     mb_advantages = mb_advantages / (mb_advantages.std() + 1e-8)
 
                 # [core-08] Clipped surrogate objective
-                # A ratio beyond 1 +- epsilon earns nothing more, so its gradient is 0; one that
-                # moved the wrong way is still pulled back. Source: ppo2/model.py#L77-L86.
+                # Rows tell of policies near the one that played: a ratio beyond 1 +- epsilon earns
+                # nothing more; a wrong move is still pulled back. Source: ppo2/model.py#L77-L86.
                 clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)
                 policy_loss = -torch.min(ratio * mb_advantages, clipped * mb_advantages).mean()
 
@@ -641,8 +641,8 @@ def evaluate(args: Args, checkpoint: dict, folder: Path, mode: str) -> list[floa
         (obs, _), total, steps, over = env.reset(seed=seed), 0.0, 0, False
         while not over and steps < 27_000:  # some games never end; Atari's limit
             # [atari-06 2/2] Reward clipping to the sign
-            # Scores are whole games' points. Each life begins with a reset, as in training, whose
-            # no-op may end the game: so games are counted. A game's own limit is 108,000 frames.
+            # Scores are whole games' points. A lost life is followed by a reset, as in training,
+            # which may itself end the game: so games are counted. Own limit: 108,000 frames.
             games = env.get_wrapper_attr("episode_count")
             with torch.inference_mode():
                 dist, _ = agent(torch.as_tensor(obs)[None])  # (1, 4, 84, 84)
@@ -676,7 +676,7 @@ def main(argv: list[str] | None = None) -> dict:
         fail(f"{folder} is trained to its end: use --evaluate, or give more --total-timesteps")
 
     # [aux-02 6/6] Parallel gradient update
-    # Rank 0 alone writes (its own games and losses) and evaluates. What others log is thrown away.
+    # First the rows of one process. Rank 0 alone writes (its own games and losses) and evaluates.
     rows = args.num_envs * args.num_steps
     if rows % args.num_minibatches or rows < 2 * args.num_minibatches:
         fail(f"--num-minibatches must cut the {rows} rows of each process into equal parts of 2+")

@@ -8,11 +8,11 @@ What differs from ppo.py: the policy is a Gaussian over the A numbers of an acti
 environment gets clipped. Running statistics scale observations and rewards; they are saved, too.
 
 Read from top to bottom: all of PPO stands before the end of train(), and the rest only runs it.
-`# [core-07] Title` marks an implementation detail, which docs/ explains. "Source" is a file of
-baselines/ in openai/baselines, commit ea25b9e, the official PPO ("ppo2"). DEVIATION: we differ.
+`# [core-07] Title` marks a detail (aux: optional, extra: ours), which docs/ explains. "Source" is
+in baselines/ of openai/baselines, commit ea25b9e, the official PPO ("ppo2"). DEVIATION: we differ.
 
 Shapes: T num_steps, N num_envs, B = T * N rows of a batch, M rows of a minibatch, D numbers in an
-observation, (...) any leading axes. Row t of every array of the rollout belongs to step t.
+observation, (...) any further axes. Row t of every array of the rollout belongs to step t.
 """
 # /// script
 # requires-python = ">=3.11,<3.14"
@@ -66,7 +66,7 @@ class Args:
     num_minibatches: int = 32  # equal parts of a batch, one gradient step each
     update_epochs: int = 10  # passes over a batch
     norm_adv: bool = True  # normalize advantages in each minibatch
-    clip_coef: float = 0.2  # epsilon: how far the ratio may move from 1 before its gradient is 0
+    clip_coef: float = 0.2  # epsilon: how far new / old probability may move from 1 and still gain
     anneal_clip: bool = False  # lower epsilon linearly over the run
     clip_vloss: bool = True  # clip the value loss too, by the same epsilon
     ent_coef: float = 0.0  # weight of the entropy bonus
@@ -235,8 +235,8 @@ class Agent(nn.Module):
 # ------------------------------------------ Training ------------------------------------------
 # [core-05] Generalized Advantage Estimation
 # A delta says how much better a step went than the value function V expected. The advantage adds
-# the later deltas of its episode, faded by gamma * lambda a step. What comes after the rollout is
-# in V(next_obs[-1]). Source: ppo2/runner.py#L52-L65; Schulman et al. 2016, equation 16.
+# the later deltas of its episode, faded by gamma * lambda a step. next_values[-1] stands for
+# all after the rollout. Source: ppo2/runner.py#L52-L65; Schulman et al. 2016, equation 16.
 def compute_gae(rewards, values, next_values, dones, gamma: float, gae_lambda: float) -> np.ndarray:
     """Advantages (T, N) of T steps in N envs, from arrays (T, N).
 
@@ -355,7 +355,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
                 rewards[t] = (rewards[t] / agent.return_stats.std()).clip(-10, 10)  # logged above
 
         # --- 3. Values and advantages, (T, N)
-        with torch.inference_mode():  # all rows at once: faster than a value with each action
+        with torch.inference_mode():  # all rows at once; at a reset next_obs[t] isn't obs[t + 1]
             values = agent.value(torch.as_tensor(obs, device=device)).cpu().numpy()
             next_values = agent.value(torch.as_tensor(next_obs, device=device)).cpu().numpy()
 
@@ -378,7 +378,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
             for minibatch in zip(*(x[order].chunk(args.num_minibatches) for x in batch)):
                 mb_obs, mb_actions, mb_logprobs, mb_advantages, mb_returns, mb_values = minibatch
                 dist, new_values = agent.policy(mb_obs), agent.value(mb_obs)
-                log_ratio = dist.log_prob(mb_actions) - mb_logprobs  # log(new / old), (M,)
+                log_ratio = dist.log_prob(mb_actions) - mb_logprobs  # log(p new / p old), (M,)
                 ratio = log_ratio.exp()  # > 1: the new policy takes this action more often
 
                 # [core-07] Advantage normalization, per minibatch
@@ -389,8 +389,8 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
                     mb_advantages = mb_advantages / (mb_advantages.std() + 1e-8)
 
                 # [core-08] Clipped surrogate objective
-                # A ratio beyond 1 +- epsilon earns nothing more, so its gradient is 0; one that
-                # moved the wrong way is still pulled back. Source: ppo2/model.py#L77-L86.
+                # Rows tell of policies near the one that played: a ratio beyond 1 +- epsilon earns
+                # nothing more; a wrong move is still pulled back. Source: ppo2/model.py#L77-L86.
                 clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)
                 policy_loss = -torch.min(ratio * mb_advantages, clipped * mb_advantages).mean()
 

@@ -8,11 +8,11 @@ What differs from ppo.py: one LSTM reads the observations in order, for policy a
 Its state, what it remembers, lives as long as an episode. Training goes through whole sequences.
 
 Read from top to bottom: all of PPO stands before the end of train(), and the rest only runs it.
-`# [core-07] Title` marks an implementation detail, which docs/ explains. "Source" is a file of
-baselines/ in openai/baselines, commit ea25b9e, the official PPO ("ppo2"). DEVIATION: we differ.
+`# [core-07] Title` marks a detail (aux: optional, extra: ours), which docs/ explains. "Source" is
+in baselines/ of openai/baselines, commit ea25b9e, the official PPO ("ppo2"). DEVIATION: we differ.
 
 Shapes: T num_steps, N num_envs, B = T * N rows of a batch, M rows of a minibatch, D numbers in an
-observation, (...) any leading axes. Row t of every array of the rollout belongs to step t.
+observation, (...) any further axes. Row t of every array of the rollout belongs to step t.
 Here the M rows are all T steps of n envs: read (T, n) for (M,). The LSTM has H = 128 units.
 """
 # /// script
@@ -62,7 +62,7 @@ class Args:
     num_minibatches: int = 4  # equal parts of a batch, one gradient step each
     update_epochs: int = 4  # passes over a batch
     norm_adv: bool = True  # normalize advantages in each minibatch
-    clip_coef: float = 0.2  # epsilon: how far the ratio may move from 1 before its gradient is 0
+    clip_coef: float = 0.2  # epsilon: how far new / old probability may move from 1 and still gain
     anneal_clip: bool = False  # lower epsilon linearly over the run
     clip_vloss: bool = True  # clip the value loss too, by the same epsilon
     ent_coef: float = 0.01  # weight of the entropy bonus
@@ -184,8 +184,8 @@ class Agent(nn.Module):
 # ------------------------------------------ Training ------------------------------------------
 # [core-05] Generalized Advantage Estimation
 # A delta says how much better a step went than the value function V expected. The advantage adds
-# the later deltas of its episode, faded by gamma * lambda a step. What comes after the rollout is
-# in V(next_obs[-1]). Source: ppo2/runner.py#L52-L65; Schulman et al. 2016, equation 16.
+# the later deltas of its episode, faded by gamma * lambda a step. next_values[-1] stands for
+# all after the rollout. Source: ppo2/runner.py#L52-L65; Schulman et al. 2016, equation 16.
 def compute_gae(rewards, values, next_values, dones, gamma: float, gae_lambda: float) -> np.ndarray:
     """Advantages (T, N) of T steps in N envs, from arrays (T, N).
 
@@ -291,7 +291,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
                     state[:, torch.as_tensor(dones[t], device=device)] = 0
 
         # --- 3. Values and advantages, (T, N)
-        with torch.inference_mode():  # all rows at once: faster than a value with each action
+        with torch.inference_mode():  # all rows at once; at a reset next_obs[t] isn't obs[t + 1]
             # [lstm-03 2/3] State reset at the end of an episode
             # next_obs[t] is read from states[t], its own episode's memory: B envs, one step each.
             values = agent.value(states[:, 0]).cpu().numpy()  # [:, 0]: the outputs
@@ -336,7 +336,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
                 hidden = torch.cat(outputs)  # (T, n, H)
                 dist, new_values = agent.policy(hidden), agent.value(hidden)
 
-                log_ratio = dist.log_prob(mb_actions) - mb_logprobs  # log(new / old), (M,)
+                log_ratio = dist.log_prob(mb_actions) - mb_logprobs  # log(p new / p old), (M,)
                 ratio = log_ratio.exp()  # > 1: the new policy takes this action more often
 
                 # [core-07] Advantage normalization, per minibatch
@@ -347,8 +347,8 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
                     mb_advantages = mb_advantages / (mb_advantages.std() + 1e-8)
 
                 # [core-08] Clipped surrogate objective
-                # A ratio beyond 1 +- epsilon earns nothing more, so its gradient is 0; one that
-                # moved the wrong way is still pulled back. Source: ppo2/model.py#L77-L86.
+                # Rows tell of policies near the one that played: a ratio beyond 1 +- epsilon earns
+                # nothing more; a wrong move is still pulled back. Source: ppo2/model.py#L77-L86.
                 clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)
                 policy_loss = -torch.min(ratio * mb_advantages, clipped * mb_advantages).mean()
 

@@ -77,6 +77,7 @@ def test_the_last_step_is_the_lesson_of_ppo():
             assert d - c <= b - a, ours[c:d]
         for line in ours[c:d]:
             alike = difflib.get_close_matches(line, theirs[a:b], n=1, cutoff=0.5)
+            alike = alike or any(longer.startswith(line.rstrip(")")) for longer in theirs[a:b])
             assert alike or line.startswith(('if __name__ == "__main__"', "    train(")), line
 
 

@@ -136,7 +136,7 @@ def train(args: Args) -> None:
                     current_obs, _ = envs.reset(options={"reset_mask": dones[t]})
 
         # --- Values and advantages, (T, N)
-        with torch.inference_mode():  # all rows at once: faster than a value with each action
+        with torch.inference_mode():  # all rows at once; at a reset next_obs[t] isn't obs[t + 1]
             values = agent.value(torch.as_tensor(obs, device=device)).cpu().numpy()
             next_values = agent.value(torch.as_tensor(next_obs, device=device)).cpu().numpy()
         next_values[dones] = 0

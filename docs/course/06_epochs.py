@@ -139,7 +139,7 @@ def train(args: Args) -> None:
                     current_obs, _ = envs.reset(options={"reset_mask": dones[t]})
 
         # --- Values and advantages, (T, N)
-        with torch.inference_mode():  # all rows at once: faster than a value with each action
+        with torch.inference_mode():  # all rows at once; at a reset next_obs[t] isn't obs[t + 1]
             values = agent.value(torch.as_tensor(obs, device=device)).cpu().numpy()
             next_values = agent.value(torch.as_tensor(next_obs, device=device)).cpu().numpy()
         next_values[dones] = 0
@@ -153,7 +153,7 @@ def train(args: Args) -> None:
         for _ in range(args.update_epochs):
             mb_obs, mb_actions, mb_logprobs, mb_advantages, mb_returns = batch
             dist, new_values = agent.policy(mb_obs), agent.value(mb_obs)
-            log_ratio = dist.log_prob(mb_actions) - mb_logprobs  # log(new / old), (M,)
+            log_ratio = dist.log_prob(mb_actions) - mb_logprobs  # log(p new / p old), (M,)
             policy_loss = -(dist.log_prob(mb_actions) * mb_advantages).mean()
             value_loss = 0.5 * ((new_values - mb_returns) ** 2).mean()
             loss = policy_loss + args.vf_coef * value_loss

@@ -27,7 +27,7 @@ class Args:
     gamma: float = 0.99  # discount per step
     gae_lambda: float = 0.95  # GAE: 0 trusts the value function (bias), 1 the rewards (variance)
     update_epochs: int = 4  # passes over a batch
-    clip_coef: float = 0.2  # epsilon: how far the ratio may move from 1 before its gradient is 0
+    clip_coef: float = 0.2  # epsilon: how far new / old probability may move from 1 and still gain
     vf_coef: float = 0.5  # weight of the value loss
     target_kl: float | None = None  # no more epochs once the policy's KL from the old is above it
 
@@ -141,7 +141,7 @@ def train(args: Args) -> None:
                     current_obs, _ = envs.reset(options={"reset_mask": dones[t]})
 
         # --- Values and advantages, (T, N)
-        with torch.inference_mode():  # all rows at once: faster than a value with each action
+        with torch.inference_mode():  # all rows at once; at a reset next_obs[t] isn't obs[t + 1]
             values = agent.value(torch.as_tensor(obs, device=device)).cpu().numpy()
             next_values = agent.value(torch.as_tensor(next_obs, device=device)).cpu().numpy()
         next_values[dones] = 0
@@ -155,11 +155,11 @@ def train(args: Args) -> None:
         for _ in range(args.update_epochs):
             mb_obs, mb_actions, mb_logprobs, mb_advantages, mb_returns = batch
             dist, new_values = agent.policy(mb_obs), agent.value(mb_obs)
-            log_ratio = dist.log_prob(mb_actions) - mb_logprobs  # log(new / old), (M,)
+            log_ratio = dist.log_prob(mb_actions) - mb_logprobs  # log(p new / p old), (M,)
             ratio = log_ratio.exp()  # > 1: the new policy takes this action more often
 
-            # A ratio beyond 1 +- epsilon earns nothing more, so its gradient is 0; one that moved
-            # the wrong way is still pulled back.
+            # Rows tell of policies near the one that played: a ratio beyond 1 +- epsilon earns
+            # nothing more; a wrong move is still pulled back.
             clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
             policy_loss = -torch.min(ratio * mb_advantages, clipped * mb_advantages).mean()
             value_loss = 0.5 * ((new_values - mb_returns) ** 2).mean()

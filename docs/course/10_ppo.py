@@ -36,7 +36,7 @@ class Args:
     num_minibatches: int = 4  # equal parts of a batch, one gradient step each
     update_epochs: int = 4  # passes over a batch
     norm_adv: bool = True  # normalize advantages in each minibatch
-    clip_coef: float = 0.2  # epsilon: how far the ratio may move from 1 before its gradient is 0
+    clip_coef: float = 0.2  # epsilon: how far new / old probability may move from 1 and still gain
     anneal_clip: bool = False  # lower epsilon linearly over the run
     clip_vloss: bool = True  # clip the value loss too, by the same epsilon
     ent_coef: float = 0.01  # weight of the entropy bonus
@@ -190,7 +190,7 @@ def train(args: Args, folder: Path) -> None:
                     current_obs, _ = envs.reset(options={"reset_mask": dones[t]})
 
         # --- Values and advantages, (T, N)
-        with torch.inference_mode():  # all rows at once: faster than a value with each action
+        with torch.inference_mode():  # all rows at once; at a reset next_obs[t] isn't obs[t + 1]
             values = agent.value(torch.as_tensor(obs, device=device)).cpu().numpy()
             next_values = agent.value(torch.as_tensor(next_obs, device=device)).cpu().numpy()
 
@@ -210,7 +210,7 @@ def train(args: Args, folder: Path) -> None:
             for minibatch in zip(*(x[order].chunk(args.num_minibatches) for x in batch)):
                 mb_obs, mb_actions, mb_logprobs, mb_advantages, mb_returns, mb_values = minibatch
                 dist, new_values = agent.policy(mb_obs), agent.value(mb_obs)
-                log_ratio = dist.log_prob(mb_actions) - mb_logprobs  # log(new / old), (M,)
+                log_ratio = dist.log_prob(mb_actions) - mb_logprobs  # log(p new / p old), (M,)
                 ratio = log_ratio.exp()  # > 1: the new policy takes this action more often
 
                 # Frees the policy's steps from the rewards' scale.
@@ -218,8 +218,8 @@ def train(args: Args, folder: Path) -> None:
                     mb_advantages = mb_advantages - mb_advantages.mean()
                     mb_advantages = mb_advantages / (mb_advantages.std() + 1e-8)
 
-                # A ratio beyond 1 +- epsilon earns nothing more, so its gradient is 0; one that
-                # moved the wrong way is still pulled back.
+                # Rows tell of policies near the one that played: a ratio beyond 1 +- epsilon earns
+                # nothing more; a wrong move is still pulled back.
                 clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)
                 policy_loss = -torch.min(ratio * mb_advantages, clipped * mb_advantages).mean()
 
