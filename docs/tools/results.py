@@ -216,11 +216,17 @@ def speed() -> str:
 
 
 def growth(script: str, kind: str) -> str:
-    """Its speed with each number of environments or processes, and that of others."""
+    """Its speed with each number of environments or processes, beside that of others; alone,
+    beside its own with the first number."""
     speeds, rows = rounds(script, kind), []
+    names = sorted(speeds.columns.unique("name"), key=lambda name: name != script)
+    first = min(speeds[script])
     for size in speeds[script]:
         row = {kind: f"{size:.0f}"}
-        for name in sorted(speeds.columns.unique("name"), key=lambda name: name != script):
+        if len(names) == 1:
+            ratio = times(speeds[script, size], speeds[script, first])
+            row[f"times as fast as with {first:.0f}"] = ratio if size > first else "1"
+        for name in names:
             row[f"{name}, steps per second"] = f"{np.exp(np.log(speeds[name, size]).mean()):,.0f}"
             if name != script:
                 row["times as fast"] = times(speeds[script, size], speeds[name, size])
