@@ -502,7 +502,7 @@ def load(folder: Path) -> tuple[Args, dict]:
             fail(f"{folder} is a run of {checkpoint['script']}.py: use that script")
         return Args(**checkpoint["args"] | {"capture_video": False}), checkpoint
     except Exception as error:  # a damaged file makes torch raise any of a dozen kinds
-        fail(f"{folder} holds no checkpoint that this file can read: {error!r:.200}")
+        fail(f"{folder} holds no checkpoint that this file can read; give a run's: {error!r:.200}")
 
 
 def evaluate(args: Args, checkpoint: dict, folder: Path, mode: str) -> list[float]:
