@@ -191,7 +191,7 @@ def stress(name: str) -> str:
     for one in combined(name):
         cells = rows.setdefault(one.detail, {"detail": f"[{one.detail}](#{one.detail})"})
         rate = one.rate.removeprefix(", ") or "the usual rate"
-        adds, low, high = (f"{x:+.0%}" for x in one.adds)
+        adds, low, high = (f"{x:+.0%}" if abs(x) >= 0.005 else "0%" for x in one.adds)
         cells[rate] = f"{adds} ({low} to {high})"
     return tables.markdown(rows.values())
 
