@@ -190,7 +190,7 @@ def compute_gae(rewards, values, next_values, dones, gamma: float, gae_lambda: f
     """Advantages (T, N) of T steps in N envs, from arrays (T, N).
 
     `next_values`: V of the states that were reached, 0 where an episode terminated. `dones`: True
-    at the last step of an episode, however it ended; what comes after does not count for it.
+    at the last step of an episode, however it ended: its own delta counts, later ones do not.
     """
     deltas = rewards + gamma * next_values - values
     advantages, gae = np.zeros_like(deltas), 0.0

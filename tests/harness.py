@@ -403,4 +403,4 @@ def check_update(
     for hint, mistakes in hints.items():
         if all(explains(**mistakes)):
             raise AssertionError(f"{first} is wrong in a way that fits this: {hint}")
-    raise AssertionError(f"{first} is not what the formulas give")
+    raise AssertionError(f"{first} is not what the detail's formula gives, nor a known mistake")

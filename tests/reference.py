@@ -38,19 +38,27 @@ def normalized(advantages, batch, how="minibatch"):
 
 
 def policy_loss(ratio, advantages, epsilon, how="pessimistic"):
-    """-mean min(ratio A, clip(ratio) A); mistakes: "unclipped", "clipped", "optimistic"."""
-    plain, clipped = ratio * advantages, ratio.clamp(1 - epsilon, 1 + epsilon) * advantages
+    """-mean min(ratio A, clip(ratio) A); mistakes: "unclipped", "clipped", "optimistic", "ratios"
+    (the smaller of these, times A), "around 0" (where the ratio is held)."""
+    around = 0 if how == "around 0" else 1
+    near = ratio.clamp(around - epsilon, around + epsilon)
+    plain, clipped = ratio * advantages, near * advantages
+    if how == "ratios":
+        return -(torch.min(ratio, near) * advantages).mean()
     if how == "optimistic":
         return -torch.max(plain, clipped).mean()
     return -{"unclipped": plain, "clipped": clipped}.get(how, torch.min(plain, clipped)).mean()
 
 
 def value_loss(new, old, targets, epsilon, how="pessimistic"):
-    """mean max((V - R)^2, (V_clip - R)^2) / 2; mistakes as in policy_loss."""
+    """mean max((V - R)^2, (V_clip - R)^2) / 2; mistakes: "unclipped", "clipped", "optimistic",
+    "means" (the larger of the two)."""
     clipped = old + (new - old).clamp(-epsilon, epsilon)
     plain, clipped = (new - targets) ** 2, (clipped - targets) ** 2
     if how == "optimistic":
         return 0.5 * torch.min(plain, clipped).mean()
+    if how == "means":
+        return 0.5 * torch.max(plain.mean(), clipped.mean())
     error = {"unclipped": plain, "clipped": clipped}.get(how, torch.max(plain, clipped))
     return 0.5 * error.mean()
 
@@ -78,12 +86,15 @@ def objective(row, batch, args, epsilon, **mistakes) -> dict[str, torch.Tensor]:
 
 
 def clipped(grads: dict[str, np.ndarray], limit: float, how="global") -> dict[str, np.ndarray]:
-    """Gradients, shortened to `limit` together; mistakes: "each" alone, each "number", "none"."""
+    """Gradients, shortened to `limit` together; mistakes: "each" alone, "apart" (actor and
+    critic), each "number", "none"."""
     if how == "number":
         return {name: grad.clip(-limit, limit) for name, grad in grads.items()}
-    whole = norm(grads)
+    groups = {"each": lambda name: name, "apart": lambda name: name.split(".")[0]}
+    group = groups.get(how, lambda name: "all")
     lengths = {
-        name: np.linalg.norm(grad) if how == "each" else whole for name, grad in grads.items()
+        name: norm({other: grads[other] for other in grads if group(other) == group(name)})
+        for name in grads
     }
     if how == "none":
         lengths = dict.fromkeys(grads, 0)

@@ -45,7 +45,8 @@ def test_core_02_orthogonal_initialization(ppo):
         eye = np.eye(len(square))
         np.testing.assert_allclose(square, gain * eye, atol=1e-5 * max(gain, 1e-2), err_msg=wrong)
         seen.append(weight.shape[0])
-    assert seen.count(1) == seen.count(3) == 1
+    heads = "the agent lacks a linear layer: does layer_init return the layer?"
+    assert seen.count(1) == seen.count(3) == 1, heads
 
 
 def test_core_03_adams_epsilon(ppo):
@@ -82,17 +83,35 @@ def test_core_05_generalized_advantage_estimation(ppo):
     """compute_gae equals the double sum of its definition, and is what the update learns from."""
     rng = np.random.default_rng(0)
     for _ in range(20):
-        arrays = rng.normal(size=(3, 12, 5)).astype(np.float32)
+        rewards, values, after = arrays = rng.normal(size=(3, 12, 5)).astype(np.float32)
         dones = rng.random((12, 5)) < 0.25
         got = ppo.compute_gae(*arrays, dones, 0.97, 0.9)
         right = advantages(*arrays, dones, 0.97, 0.9)
+        shifted = np.concatenate([dones[1:], dones[:1] & False])
+        turned = [x[::-1] for x in (*arrays, dones)]
         if np.allclose(got, right, atol=1e-5):
             continue
         for wrong, hint in [
             (advantages(*arrays, dones, 0.97, 1.0), "lambda is missing: gae fades by gamma lambda"),
             (advantages(*arrays, dones, 0.9, 0.97), "gamma and lambda are exchanged"),
             (advantages(*arrays, dones, 0.97, 0.9, across=True), "the sum goes on over the dones"),
-            (right + arrays[1], "these are returns: without the values they are advantages"),
+            (right + values, "these are returns: without the values they are advantages"),
+            (
+                advantages(rewards, values, after * ~dones, dones, 0.97, 0.9),
+                "dones cut the delta, too: next_values is 0 already where nothing follows",
+            ),
+            (
+                advantages(rewards + 0.97 * after, values, 0 * after, dones, 1.0, 0.9),
+                "gamma is missing: gae fades by gamma lambda",
+            ),
+            (
+                advantages(*arrays, shifted, 0.97, 0.9),
+                "dones is one row off: dones[t] cuts off what follows row t",
+            ),
+            (
+                advantages(*turned, 0.97, 0.9)[::-1],
+                "the loop runs forwards: the last row comes first",
+            ),
         ]:
             assert not np.allclose(got, wrong, atol=1e-5), hint
         raise AssertionError("compute_gae is not the sum of (gamma lambda)^k delta_{t+k}")
@@ -157,6 +176,8 @@ def test_core_08_clipped_surrogate_objective(ppo):
         "the loss has the wrong sign: Adam goes down, the objective up": {"sign": -1},
         "twice the loss": {"sign": 2},
         "half the loss": {"sign": 0.5},
+        "the smaller ratio is taken: the smaller of ratio x advantage": {"policy": "ratios"},
+        "the ratio is held near 0: it must be held near 1": {"policy": "around 0"},
     }
     check_update(run, hints)
     constant = "epsilon is not annealed: it is clip_coef, not args.clip_coef"
@@ -174,7 +195,8 @@ def test_core_09_value_function_loss_clipping(ppo):
     hints = {
         "half the expected value: is it 1/2 twice?": {"half": 0.5},
         "twice the expected value: did you forget the 1/2?": {"half": 2},
-        "the value is not clipped": {"error": "unclipped"},
+        "the clip has no effect: hold the new value near the old one": {"error": "unclipped"},
+        "the larger of the two means: take the larger error of each row": {"error": "means"},
         "only the clipped error is there: take the larger of the two": {"error": "clipped"},
         "the smaller of the two errors is taken, not the larger": {"error": "optimistic"},
     }
@@ -212,6 +234,7 @@ def test_core_11_global_gradient_clipping(ppo):
         "the gradients are not clipped": {"limit": "none"},
         "each parameter is clipped alone: the norm is that of all together": {"limit": "each"},
         "each number is clipped, not the norm of all": {"limit": "number"},
+        "policy and value function are clipped apart": {"limit": "apart"},
     }
     run = Run(ppo, max_grad_norm=0.1, vf_coef=1.0)
     check_update(run, hints)
@@ -299,7 +322,8 @@ def test_aux_03_early_stopping_on_kl(ppo):
     for target in (k3[0] / 2, k3[0] * 1.005, k3[1] * 0.9, k3[2] * 0.9, *between):
         stop = next((i for i, kl in enumerate(k3, 1) if kl > target), epochs)
         steps = len(Run(ppo, target_kl=target, **settings).steps[0])
-        wrong = f"{steps} steps, where the KL tells to stop after {stop} epochs of {parts}"
+        wrong = f"{steps} gradient steps instead of {stop * parts}: the KL tells to stop after"
+        wrong += f" {stop} of {epochs} epochs. Is it k3 of the last minibatch, above the target?"
         assert steps == stop * parts, wrong
 
 

@@ -9,7 +9,16 @@ MISTAKES = [
     ("core-03", "eps=1e-5, fused", "eps=1e-8, fused", "epsilon were [1e-08]"),
     ("core-05", "~dones[t] * gae", "gae", "goes on over the dones"),
     ("core-05", "deltas[t] + gamma * gae_lambda", "deltas[t] + gamma", "lambda is missing"),
-    ("core-07", " - mb_advantages.mean()", " - advantages.mean().item()", "not what the formulas"),
+    (
+        "core-05",
+        "rewards + gamma * next_values",
+        "rewards + gamma * next_values * ~dones",
+        "dones cut the delta",
+    ),
+    ("core-05", "gamma * gae_lambda * ~dones", "gae_lambda * ~dones", "gamma is missing"),
+    ("core-05", "~dones[t] * gae", "~np.roll(dones, -1, 0)[t] * gae", "one row off"),
+    ("core-05", "in reversed(range(len(deltas)))", "in range(len(deltas))", "runs forwards"),
+    ("core-07", " - mb_advantages.mean()", " - advantages.mean().item()", "nor a known mistake"),
     ("core-07", ".std() + 1e-8", ".std(correction=0) + 1e-8", "with n, not with n - 1"),
     ("core-07", "mb_advantages / (mb_advantages.std() + 1e-8)", "mb_advantages", "nothing divided"),
     ("core-08", "= -torch.min(ratio", "= -torch.max(ratio", "the larger of the two terms"),
@@ -26,6 +35,25 @@ MISTAKES = [
         "(clipped * mb_advantages)",
         "only the clipped term",
     ),
+    (
+        "core-08",
+        "torch.min(ratio * mb_advantages, clipped * mb_advantages)",
+        "(torch.min(ratio, clipped) * mb_advantages)",
+        "the smaller ratio is taken",
+    ),
+    ("core-08", "clamp(1 - clip_coef, 1 + clip_coef)", "clamp(-clip_coef, clip_coef)", "near 1"),
+    (
+        "core-09",
+        "error = torch.max(error, (near - mb_returns) ** 2)",
+        "error = torch.max(error.mean(), ((near - mb_returns) ** 2).mean())",
+        "of each row",
+    ),
+    (
+        "core-09",
+        "near = mb_values + (new_values - mb_values)",
+        "near = mb_returns + (new_values - mb_returns)",
+        "near the old one",
+    ),
     ("core-09", "0.5 * error.mean()", "error.mean()", "did you forget the 1/2?"),
     (
         "core-09",
@@ -41,6 +69,25 @@ MISTAKES = [
         "torch.stack([nn.utils.clip_grad_norm_(p, args.max_grad_norm) for p in agent.parameters()])"
         ".norm()",
         "each parameter is clipped alone",
+    ),
+    (
+        "core-11",
+        "nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)",
+        "torch.stack([nn.utils.clip_grad_norm_(half.parameters(), args.max_grad_norm)"
+        " for half in (agent.actor, agent.critic)]).norm()",
+        "clipped apart",
+    ),
+    (
+        "core-02",
+        "gain)\n    nn.init.zeros_(layer.bias)\n    return layer",
+        "gain)",
+        "return the layer",
+    ),
+    (
+        "aux-03",
+        "(ratio - 1 - log_ratio).mean() > args",
+        "-log_ratio.mean() > args",
+        "Is it k3",
     ),
     ("extra-01", "[terminated if args.bootstrap", "[truncated if args.bootstrap", "must be 0"),
 ]

@@ -15,7 +15,7 @@ import tyro
 @dataclass
 class Args:
     env_id: str = "CartPole-v1"  # Gymnasium id
-    seed: int = 1  # same seed, same run
+    seed: int = 1  # same seed and machine: same run
     total_timesteps: int = 200_000  # steps in the environment
 
     gamma: float = 0.99  # discount per step

@@ -18,7 +18,7 @@ from torch.distributions import Categorical
 @dataclass
 class Args:
     env_id: str = "CartPole-v1"  # Gymnasium id
-    seed: int = 1  # same seed, same run
+    seed: int = 1  # same seed and machine: same run
     total_timesteps: int = 200_000  # steps in the environment
     cuda: bool = False  # use a GPU if there is one; networks this small are faster on a CPU
 

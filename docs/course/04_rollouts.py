@@ -17,7 +17,7 @@ from torch import nn
 @dataclass
 class Args:
     env_id: str = "CartPole-v1"  # Gymnasium id
-    seed: int = 1  # same seed, same run
+    seed: int = 1  # same seed and machine: same run
     total_timesteps: int = 200_000  # steps of all envs together, rounded down to whole rollouts
     num_envs: int = 4  # N, environments stepped side by side
     num_steps: int = 32  # T, steps in each environment between two updates

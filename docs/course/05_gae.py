@@ -17,7 +17,7 @@ from torch import nn
 @dataclass
 class Args:
     env_id: str = "CartPole-v1"  # Gymnasium id
-    seed: int = 1  # same seed, same run
+    seed: int = 1  # same seed and machine: same run
     total_timesteps: int = 200_000  # steps of all envs together, rounded down to whole rollouts
     num_envs: int = 4  # N, environments stepped side by side
     num_steps: int = 32  # T, steps in each environment between two updates
@@ -88,7 +88,7 @@ def compute_gae(rewards, values, next_values, dones, gamma: float, gae_lambda: f
     """Advantages (T, N) of T steps in N envs, from arrays (T, N).
 
     `next_values`: V of the states that were reached, 0 after an episode's end. `dones`: True at the
-    last step of an episode; what comes after does not count for it.
+    last step of an episode: its own delta counts, later ones do not.
     """
     deltas = rewards + gamma * next_values - values
     advantages, gae = np.zeros_like(deltas), 0.0

@@ -188,7 +188,10 @@ def hint(name: str) -> None:
         print(re.sub(r"\[(.*?)\]\(.*?\)", r"\1", BUGS[name]["look"]))
         return
     for part in parts(name):
-        print(re.search(r"\*\*What\.\*\* (.+?)\n\n\*\*", section(part), re.DOTALL)[1])
+        print(f"{part} {registry()[part]['title']}")
+        what = re.search(r"\*\*What\.\*\* (.+?)\n\n\*\*", section(part), re.DOTALL)[1]
+        print(re.sub(r"\[(.*?)\]\(.*?\)", r"\1", what))
+        print(f"The formulas are set in docs/{path_of(part).stem}.md#{part}\n")
 
 
 def check(name: str) -> int:
@@ -242,6 +245,12 @@ def tests_of(name: str, script: str) -> list[str]:
 
 def grade(name: str, path: Path, numbered: bool = True) -> int:
     """Run the detail's test on a file."""
+    try:
+        ast.parse(path.read_text())
+    except SyntaxError as error:
+        where = f", line {error.lineno} of your file" if numbered else ""
+        print(f"{name}, not yet{where}: {error.msg}")
+        return 1
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-n0", "--no-header", "--tb=short"]
     done = subprocess.run(
         [*command, *tests_of(name, path.name)],
