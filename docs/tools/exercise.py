@@ -191,7 +191,7 @@ def hint(name: str) -> None:
         print(f"{part} {registry()[part]['title']}")
         what = re.search(r"\*\*What\.\*\* (.+?)\n\n\*\*", section(part), re.DOTALL)[1]
         print(re.sub(r"\[(.*?)\]\(.*?\)", r"\1", what))
-        print(f"The formulas are set in docs/{path_of(part).stem}.md#{part}\n")
+        print(f"Set as formulas: docs/{path_of(part).stem}.md#{part}\n" if "$" in what else "")
 
 
 def check(name: str) -> int:
