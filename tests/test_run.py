@@ -214,6 +214,17 @@ def test_environments_as_users_write_them(script, ppo, env):
     assert len(scores["sampled"]) == 1
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_environments_may_have_processes_of_their_own(script, monkeypatch):
+    """As docs/research.md says of slow ones: AsyncVectorEnv in make_envs, and no other change."""
+    source = (ROOT / script).read_text()
+    assert source.count("gym.vector.SyncVectorEnv(") == 1
+    Path("graded.py").write_text(source.replace("gym.vector.Sync", "gym.vector.Async"))
+    monkeypatch.setenv("GRADED", "graded.py")
+    scores = load(script).main(quick(script, 2, "--eval-episodes", "1"))
+    assert len(scores["sampled"]) == 1
+
+
 def test_an_environment_may_change_the_directory():
     scores = load("ppo.py").main(known("Moving", 2, "--eval-episodes", "1"))
     assert not Path(scores["folder"]).is_absolute() and checkpoint(scores["folder"])["step"] == 256
