@@ -480,7 +480,7 @@ def check(args: Args, weights: dict | None) -> None:
             Agent(envs.single_observation_space, envs.single_action_space).load_state_dict(weights)
     except Exception as error:  # an environment may raise any
         fail(f"--env-id {args.env_id} can't be made, stepped and played by the agent: {error!r}")
-    shape, space = make_env(args).unwrapped.observation_space.shape, envs.single_action_space
+    shape, space = envs.envs[0].unwrapped.observation_space.shape, envs.single_action_space
     if len(shape or ()) > 2 or not isinstance(space, ACTIONS) or np.any(getattr(space, "start", 0)):
         fits = "for pictures ppo_atari.py, for Box ppo_continuous.py, else ppo_multidiscrete.py"
         fail(f"{SCRIPT}.py does not fit {args.env_id}: observations {shape}, {space}; use {fits}")

@@ -216,9 +216,11 @@ def test_environments_as_users_write_them(script, ppo, env):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_environments_may_have_processes_of_their_own(script, monkeypatch):
-    """As docs/research.md says of slow ones: AsyncVectorEnv in make_envs, and no other change."""
+    """As docs/research.md says of slow ones: AsyncVectorEnv in make_envs, and a change in check."""
     source = (ROOT / script).read_text()
     assert source.count("gym.vector.SyncVectorEnv(") == 1
+    assert source.count("envs.envs[0]") == (script != ATARI)
+    source = source.replace("envs.envs[0]", "make_env(args)")
     Path("graded.py").write_text(source.replace("gym.vector.Sync", "gym.vector.Async"))
     monkeypatch.setenv("GRADED", "graded.py")
     scores = load(script).main(quick(script, 2, "--eval-episodes", "1"))
