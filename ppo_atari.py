@@ -607,7 +607,7 @@ def check(args: Args, weights: dict | None) -> None:
         if weights:  # the run may be of another network
             Agent(envs.single_observation_space, envs.single_action_space).load_state_dict(weights)
     except Exception as error:  # an environment may raise any
-        fail(f"--env-id {args.env_id} can't be made, stepped and played by the agent: {error!r}")
+        fail(f"--env-id {args.env_id} can't be made and played (Atari: ppo_atari.py): {error!r}")
 
 
 def save(folder: Path, args: Args, agent: Agent, optimizer, step: int, returns: list) -> None:

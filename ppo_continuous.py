@@ -497,7 +497,7 @@ def check(args: Args, weights: dict | None) -> None:
         if weights:  # the run may be of another network
             Agent(envs.single_observation_space, envs.single_action_space).load_state_dict(weights)
     except Exception as error:  # an environment may raise any
-        fail(f"--env-id {args.env_id} can't be made, stepped and played by the agent: {error!r}")
+        fail(f"--env-id {args.env_id} can't be made and played (Atari: ppo_atari.py): {error!r}")
     shape, space = envs.envs[0].unwrapped.observation_space.shape, envs.single_action_space
     if len(shape or ()) > 2 or not isinstance(space, ACTIONS) or np.any(getattr(space, "start", 0)):
         fits = "for pictures ppo_atari.py, for Box ppo_continuous.py, else ppo_multidiscrete.py"

@@ -188,7 +188,7 @@ def test_a_mask_of_another_size(ppo, capsys):
     """Each choice has a flag of its own; one flag is not taken for all."""
     with pytest.raises(SystemExit):
         ppo.main(["--env-id", "known_envs:Masked-short-v0"])
-    assert "can't be made, stepped and played by the agent: ValueError" in capsys.readouterr().err
+    assert "can't be made and played (Atari: ppo_atari.py): ValueError" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("script", ["ppo_multidiscrete.py"], indirect=True)
