@@ -291,12 +291,12 @@ EXPERIMENTS = {
     "ablation-lstm": ablation(
         {"CartPole-v1 without velocities": "ppo_lstm.py --observe 0 2 --total-timesteps 500000"},
         ids=details_of("lstm"),
-        seeds=range(1, 6),
+        seeds=range(1, 11),
     ),
     "ablation-multidiscrete": ablation(
         {"Reacher-v5": "ppo_multidiscrete.py --env-id Reacher-v5 --total-timesteps 300000"},
         ids=["multidiscrete-01"],
-        seeds=range(1, 6),
+        seeds=range(1, 11),
     ),
     "ablation-masks": ablation({"Taxi-v4": TAXI}, ids=["aux-04"], seeds=range(1, 6)),
     "ablation-atari": ablation(  # a seed: two hours
