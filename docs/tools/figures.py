@@ -164,18 +164,22 @@ def stress(name: str, detail: str) -> None:
 
 
 def rank(figure: str, names: list[str], titles: dict[str, dict]) -> None:
-    """What every detail adds, as a share of what there is to learn: a panel for each experiment."""
-    panels = {name: sorted(effects.as_usual(name), key=lambda e: e.share) for name in names}
-    panels = {name: found for name, found in panels.items() if found}
+    """What every detail adds, as a share of what there is to learn: a panel for each script."""
+    panels = {}
+    for name in names:
+        command = next(iter(EXPERIMENTS[name].variants.values()))
+        steps = re.search(r"--total-timesteps (\d+)|$", command)[1] or 10**6
+        title = command.split()[0] + f", {int(steps):,} steps" * (figure == "beyond")
+        panels[title] = [*panels.get(title, []), *effects.as_usual(name)]
+    panels = {
+        title: sorted(found, key=lambda e: e.share) for title, found in panels.items() if found
+    }
     limits = (-1, 3) if figure == "beyond" else (-0.5, 1.5)
     sizes = [len(found) + 2 for found in panels.values()]
     shape = {"figsize": (9, 0.22 * sum(sizes) + 0.4), "height_ratios": sizes, "sharex": True}
     shape["layout"] = "constrained"
     fig, grid = plt.subplots(len(panels), 1, squeeze=False, **shape)
-    for axes, (name, found) in zip(grid[:, 0], panels.items()):
-        command = next(iter(EXPERIMENTS[name].variants.values()))
-        steps = re.search(r"--total-timesteps (\d+)|$", command)[1] or 10**6
-        title = command.split()[0] + f", {int(steps):,} steps" * (figure == "beyond")
+    for axes, (title, found) in zip(grid[:, 0], panels.items()):
         axes.set_title(title, color=GREY, fontsize=10, loc="left")
         for place, e in enumerate(found):
             low, high = e.interval or (e.adds, e.adds)
