@@ -39,6 +39,13 @@ TAXI = (
 MUJOCO = "HalfCheetah-v4 Walker2d-v4 Hopper-v4 InvertedPendulum-v4 Pusher-v5 Humanoid-v4".split()
 PENDULUM = "ppo_continuous.py --env-id Pendulum-v1 --total-timesteps 400000 --eval-episodes 100"
 HIDDEN = "ppo.py --env-id hidden:CartPoleHidden-v1 --total-timesteps 1000000"
+MEMORY = "ppo_lstm.py --observe 0 2 --total-timesteps 500000"
+LSTM_PARTS = {  # what torch's own initialization is left to -> the line that goes
+    "nothing": "",
+    "the input matrix": "\n        nn.init.orthogonal_(self.lstm.weight_ih_l0)\n",
+    "the recurrent matrix": "\n        nn.init.orthogonal_(self.lstm.weight_hh_l0)\n",
+    "the biases": "\n        nn.init.zeros_(self.lstm.bias_ih_l0)\n",
+}
 LUNAR = "ppo.py --env-id LunarLander-v3 --total-timesteps 1000000"
 AS_DEATHS = " --no-bootstrap-truncation"
 ACROBOT = (
@@ -289,9 +296,16 @@ EXPERIMENTS = {
         seeds=range(1, 6),
     ),
     "ablation-lstm": ablation(
-        {"CartPole-v1 without velocities": "ppo_lstm.py --observe 0 2 --total-timesteps 500000"},
+        {"CartPole-v1 without velocities": MEMORY},
         ids=details_of("lstm"),
         seeds=range(1, 11),
+    ),
+    # Which part of lstm-01 it is: torch's own initialization of one part, with seeds of their own.
+    "lstm-parts": Experiment(
+        variants=dict.fromkeys(LSTM_PARTS, MEMORY + " --eval-episodes 0"),
+        seeds=range(11, 21),
+        edits={part: [[line, "\n"]] for part, line in LSTM_PARTS.items() if line},
+        bins=0,
     ),
     "ablation-multidiscrete": ablation(
         {"Reacher-v5": "ppo_multidiscrete.py --env-id Reacher-v5 --total-timesteps 300000"},
