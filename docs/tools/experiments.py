@@ -38,10 +38,11 @@ COLUMNS = ["score", "spread", "steps", "window", "first", "sampled", "greedy"]
 UNDERWAY = ROOT / "runs" / "experiments"
 
 
-def launch(script: Path, *flags: str) -> subprocess.CompletedProcess:
-    """Run a script in its own folder, with one thread."""
+def launch(script: Path, *flags: str, processes: int = 1) -> subprocess.CompletedProcess:
+    """Run a script in its own folder, in processes of one thread."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(DOCS / "tools")}
-    command = [sys.executable, script, *flags]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    command = [sys.executable, *(torchrun if processes > 1 else []), script, *flags]
     return subprocess.run(command, cwd=script.parent, env=env, capture_output=True, text=True)
 
 
@@ -72,11 +73,11 @@ def run(name: str, variant: str, seed: int, checkout: Path | None) -> tuple[dict
     copy.write_text(edited(path.read_text(), experiment.edits.get(variant, []), variant))
     before, start = sittings(folder), time.perf_counter()
     if begun:
-        done = launch(copy, "--resume", str(begun[0].parent))
+        done = launch(copy, "--resume", str(begun[0].parent), processes=experiment.processes)
         if "is trained to its end" in done.stderr:  # stopped while it was evaluated
             done = launch(copy, "--evaluate", str(begun[0].parent))
     else:
-        done = launch(copy, *flags, "--seed", str(seed))
+        done = launch(copy, *flags, "--seed", str(seed), processes=experiment.processes)
     origin = provenance(sum(before) + time.perf_counter() - start)
     origin |= {"sittings": len(before) + 1}
     said = re.findall(r"^error: (.+)", done.stderr, re.MULTILINE)
