@@ -56,7 +56,7 @@ class Args:
     total_timesteps: int = 1_000_000  # steps of all envs together, rounded down to whole rollouts
     num_envs: int = 1  # N, environments stepped side by side
     num_steps: int = 2048  # T, steps in each environment between two updates
-    cuda: bool = False  # use a GPU if there is one; networks this small are faster on a CPU
+    cuda: bool = False  # use a GPU if there is one; untried: small networks may be slower there
 
     learning_rate: float = 3e-4  # Adam's step size in the first update
     anneal_lr: bool = True  # lower the learning rate linearly over the run
@@ -119,8 +119,8 @@ def spawn_seeds(seed: int, stage: str, n: int) -> list[int]:
 
 # ------------------------------------------ Network ------------------------------------------
 # [core-02] Orthogonal initialization, zero biases
-# Gain sqrt(2) in hidden layers; 0.01 for the policy head, so that all actions start about equally
-# likely; 1 for the value head. Source: a2c/utils.py#L20-L35, common/policies.py#L49-L63.
+# Gain sqrt(2) in hidden layers; 0.01 for the policy head: the first policy is almost the same in
+# every state; 1 for the value head. Source: a2c/utils.py#L20-L35, common/policies.py#L49-L63.
 def layer_init(layer: nn.Linear, gain: float = 2**0.5) -> nn.Linear:
     """The same layer, its weight orthogonal times `gain` and its bias 0."""
     nn.init.orthogonal_(layer.weight, gain)

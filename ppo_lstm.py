@@ -52,7 +52,7 @@ class Args:
     num_envs: int = 32  # N, environments stepped side by side
     num_steps: int = 64  # T, steps in each environment between two updates
     observe: tuple[int, ...] = ()  # the entries of the flat observation to keep; none: all
-    cuda: bool = False  # use a GPU if there is one; networks this small are faster on a CPU
+    cuda: bool = False  # use a GPU if there is one; untried: small networks may be slower there
 
     learning_rate: float = 5e-3  # Adam's step size in the first update
     anneal_lr: bool = True  # lower the learning rate linearly over the run
@@ -121,8 +121,8 @@ def spawn_seeds(seed: int, stage: str, n: int) -> list[int]:
 
 # ------------------------------------------ Network ------------------------------------------
 # [core-02] Orthogonal initialization, zero biases
-# Gain sqrt(2) in hidden layers; 0.01 for the policy head, so that all actions start about equally
-# likely; 1 for the value head. Source: a2c/utils.py#L20-L35, common/policies.py#L49-L63.
+# Gain sqrt(2) in hidden layers; 0.01 for the policy head: the first policy is almost the same in
+# every state; 1 for the value head. Source: a2c/utils.py#L20-L35, common/policies.py#L49-L63.
 def layer_init(layer: nn.Linear, gain: float = 2**0.5) -> nn.Linear:
     """The same layer, its weight orthogonal times `gain` and its bias 0."""
     nn.init.orthogonal_(layer.weight, gain)
@@ -165,7 +165,7 @@ class Agent(nn.Module):
         nn.init.zeros_(self.lstm.bias_hh_l0).requires_grad_(False)
         self.actor = layer_init(nn.Linear(128, int(action_space.n)), gain=0.01)
         self.critic = layer_init(nn.Linear(128, 1), gain=1.0)
-        torch.backends.cudnn.allow_tf32 = False  # else a GPU rounds: ratios aren't 1
+        torch.backends.cudnn.allow_tf32 = False  # it rounds to 10 bits: ratios may not be 1
 
     def read(self, obs: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """From L steps (L, n, D) and a state (2, n, H): outputs (L, n, H) and the next state."""
@@ -328,7 +328,7 @@ def train(args: Args, folder: Path, checkpoint: dict | None = None) -> None:
                 # back through time. Source: ppo2/model.py#L151-L153.
                 # [lstm-03 3/3] State reset at the end of an episode
                 ends, outputs, begin = mb_dones.any(1), [], 0  # (T,): some env's episode ends
-                ends[-1] = True  # a call per stretch: 2.5 times as fast as one per step
+                ends[-1] = True  # a call per stretch: at least twice as fast as one per step
                 for stop in (ends.nonzero().flatten() + 1).tolist():
                     hidden, mb_state = agent.read(mb_obs[begin:stop], mb_state)
                     mb_state, begin = mb_state * ~mb_dones[stop - 1].unsqueeze(-1), stop

@@ -122,6 +122,18 @@ def test_line_numbers_are_not_typed():
         assert not re.search(r"ppo\w*\.py(:\d|#L\d)", by_hand), path
 
 
+def test_no_formula_or_command_is_cut_by_a_line_end():
+    """GitHub shows a formula as it stands if a line ends within it."""
+    for path in PAGES:
+        text = re.sub(r"^ *```.*?^ *```", "", (ROOT / path).read_text(), flags=re.M | re.S)
+        cut = [
+            line
+            for line in text.splitlines()
+            if line.replace("$$", "").count("$") % 2 or line.count("`") % 2
+        ]
+        assert not cut, (path, cut)
+
+
 def split_pin(line: str) -> tuple[str, set[str], str]:
     name, extras, version = re.fullmatch(r"([\w-]+)(?:\[([\w,-]+)\])?==([\w.]+)", line).groups()
     return name, set((extras or "").split(",")) - {""}, version

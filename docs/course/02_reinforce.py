@@ -20,7 +20,7 @@ class Args:
     env_id: str = "CartPole-v1"  # Gymnasium id
     seed: int = 1  # same seed and machine: same run
     total_timesteps: int = 200_000  # steps in the environment
-    cuda: bool = False  # use a GPU if there is one; networks this small are faster on a CPU
+    cuda: bool = False  # use a GPU if there is one; untried: small networks may be slower there
 
     learning_rate: float = 1e-3  # Adam's step size
     gamma: float = 0.99  # discount per step

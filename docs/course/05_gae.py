@@ -21,7 +21,7 @@ class Args:
     total_timesteps: int = 200_000  # steps of all envs together, rounded down to whole rollouts
     num_envs: int = 4  # N, environments stepped side by side
     num_steps: int = 32  # T, steps in each environment between two updates
-    cuda: bool = False  # use a GPU if there is one; networks this small are faster on a CPU
+    cuda: bool = False  # use a GPU if there is one; untried: small networks may be slower there
 
     learning_rate: float = 1e-3  # Adam's step size
     gamma: float = 0.99  # discount per step
