@@ -29,7 +29,6 @@ class Experiment:
     since: float = 0.9  # over the run from here on
     may_stop: bool = False  # a run that stops by itself is a result, too
     bins: int = 100  # points of a curve; 0: no curve
-    processes: int = 1  # that train one agent together
     traced: dict[str, str] = field(default_factory=dict)  # more columns of it -> TensorBoard tag
 
 
@@ -266,10 +265,13 @@ EXPERIMENTS = {
     ),
     # The schedule is that of ten million steps. What was adopted may have been stopped before.
     "atari": Experiment(
-        variants={"PongNoFrameskip-v4": "ppo_atari.py --env-id PongNoFrameskip-v4 --num-envs 4"},
-        processes=2,
+        variants={
+            "PongNoFrameskip-v4": "ppo_atari.py --env-id PongNoFrameskip-v4 --bf16",
+            "PongNoFrameskip-v4, two processes": "torchrun --nproc-per-node 2"
+            " ppo_atari.py --env-id PongNoFrameskip-v4 --num-envs 4",
+        },
         seeds=range(1, 2),
-        figures={"PongNoFrameskip-v4": ["PongNoFrameskip-v4"]},
+        figures={"PongNoFrameskip-v4": ["PongNoFrameskip-v4", "PongNoFrameskip-v4, two processes"]},
     ),
     # What each detail buys: effects.py reads these. Larger steps show what a detail is worth where
     # PPO is hard pressed.

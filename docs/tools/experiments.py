@@ -38,11 +38,12 @@ COLUMNS = ["score", "spread", "steps", "window", "first", "sampled", "greedy"]
 UNDERWAY = ROOT / "runs" / "experiments"
 
 
-def launch(script: Path, *flags: str, processes: int = 1) -> subprocess.CompletedProcess:
-    """Run a script in its own folder, in processes of one thread."""
+def launch(torchrun: list[str], script: Path, *flags: str) -> subprocess.CompletedProcess:
+    """Run a script in its own folder, with one thread; or with torchrun, its options being given,
+    in processes of one thread."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(DOCS / "tools")}
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *(torchrun if processes > 1 else []), script, *flags]
+    module = ["-m", "torch.distributed.run", *torchrun[1:]] if torchrun else []
+    command = [sys.executable, *module, script, *flags]
     return subprocess.run(command, cwd=script.parent, env=env, capture_output=True, text=True)
 
 
@@ -59,7 +60,9 @@ def sittings(folder: Path) -> list[float]:
 def run(name: str, variant: str, seed: int, checkout: Path | None) -> tuple[dict, list[dict]]:
     """Train once, or go on with it: a row of results and the rows of its curve."""
     experiment, folder = EXPERIMENTS[name], folder_of(name, variant, seed)
-    script, *flags = experiment.variants[variant].split()
+    command = experiment.variants[variant].split()
+    at = next(i for i, word in enumerate(command) if word.endswith(".py"))
+    torchrun, script, flags = command[:at], command[at], command[at + 1 :]
     path = ROOT / script
     if script.startswith("cleanrl/"):
         if checkout is None:
@@ -73,11 +76,11 @@ def run(name: str, variant: str, seed: int, checkout: Path | None) -> tuple[dict
     copy.write_text(edited(path.read_text(), experiment.edits.get(variant, []), variant))
     before, start = sittings(folder), time.perf_counter()
     if begun:
-        done = launch(copy, "--resume", str(begun[0].parent), processes=experiment.processes)
+        done = launch(torchrun, copy, "--resume", str(begun[0].parent))
         if "is trained to its end" in done.stderr:  # stopped while it was evaluated
-            done = launch(copy, "--evaluate", str(begun[0].parent))
+            done = launch([], copy, "--evaluate", str(begun[0].parent))
     else:
-        done = launch(copy, *flags, "--seed", str(seed), processes=experiment.processes)
+        done = launch(torchrun, copy, *flags, "--seed", str(seed))
     origin = provenance(sum(before) + time.perf_counter() - start)
     origin |= {"sittings": len(before) + 1}
     said = re.findall(r"^error: (.+)", done.stderr, re.MULTILINE)
