@@ -3,6 +3,7 @@
 import bench
 import experiments
 import gymnasium as gym
+import intervals
 import numpy as np
 import pytest
 import tables
@@ -10,7 +11,7 @@ from effects import Effect, combined, effects, first_returns, section, table
 from experiment_list import EXPERIMENTS, Experiment
 from experiments import measure
 from results import curves, growth, runs, speed, summary
-from scipy.stats import ttest_rel
+from scipy.stats import t, trim_mean, ttest_rel
 
 ORIGIN = ["seconds", "commit", "versions", "processor"]
 
@@ -59,7 +60,8 @@ def rows_of(name: str, scores: dict[str, list]) -> None:
     """Rows of an experiment; None: a run that stopped by itself."""
     for variant, seeds in scores.items():
         rows = [{"variant": variant, "seed": i, "window": x} for i, x in enumerate(seeds, 1)]
-        more = {"first": -200.0, "clipfrac": 0.0001, "sampled": None}
+        clipped = 0.3 if "without" in variant else 0.0001
+        more = {"first": -200.0, "clipfrac": clipped, "sampled": None}
         said = {True: "it stopped", False: None}
         tables.append(name, [r | more | {"stopped": said[r["window"] is None]} for r in rows])
 
@@ -76,9 +78,90 @@ def test_a_run_that_stopped_counts_as_one_that_learned_nothing():
     assert f"| {verdict} |" in table("ablation-masks")
 
 
-def test_verdicts_are_corrected_for_their_table_and_tasks_are_combined():
-    """Two details, one at p = 0.03, which alone would be told; Holm doubles it. A detail whose
-    mechanism never acts is not counted. Interquartile means by hand."""
+def test_verdicts_are_corrected_for_their_table():
+    """Holm: the smaller of two p-values doubles, the larger (0.03) stays, so both are told;
+    Bonferroni would double both. A third, also at 0.03, leaves only the first. Rows that are
+    identical, or whose mechanism never acts, are not counted."""
+    plain = np.array([0, 10, 20, 30, 40])
+    small, large = np.array([5, 6, 7, 8, 9]), np.array([7, 8, 0, 12, 5])
+    scores = {
+        "CartPole-v1": [*plain],
+        "CartPole-v1 without core-02": [*(plain - small)],
+        "CartPole-v1 without core-03": [*plain],
+        "CartPole-v1 without core-08": [*(plain - large)],
+        "Acrobot-v1": [*plain],
+        "Acrobot-v1 without core-02": [*(plain + large)],
+    }
+    rows_of("stress-core", scores)
+    found = {(e.detail, e.case): e for e in effects("stress-core")}
+    p, q = (ttest_rel(x, x * 0).pvalue for x in (small, large))
+    assert 0.025 < q < 0.05
+    one, two = found["core-02", "CartPole-v1"], found["core-02", "Acrobot-v1"]
+    assert one.p == pytest.approx(2 * p) and two.p == pytest.approx(q)
+    assert one.verdict == "helps" and two.verdict == "hurts"
+    assert found["core-03", "CartPole-v1"].verdict == "identical"
+    assert found["core-08", "CartPole-v1"].verdict == "does not act here"
+
+    effects.cache_clear()
+    rows_of("stress-core", {"Acrobot-v1 without core-04": [*(plain - large)]})
+    again = {(e.detail, e.case): e for e in effects("stress-core")}
+    assert again["core-02", "CartPole-v1"].verdict == "helps"
+    assert again["core-02", "Acrobot-v1"].p == pytest.approx(2 * q)
+    assert again["core-02", "Acrobot-v1"].verdict == "can't be told"
+
+
+def test_runs_are_paired_by_seed():
+    """Only seeds that both have are compared, and no unfinished run."""
+    rows = [("Taxi-v4", seed, 10.0 * seed) for seed in (1, 2, 3, 4, 5)]
+    rows += [("Taxi-v4 without aux-04", seed, 10.0 * seed - seed) for seed in (6, 5, 4, 3, 2)]
+    more = {"first": -200.0, "stopped": None, "unfinished": None}
+    rows = [{"variant": v, "seed": seed, "window": x} | more for v, seed, x in rows]
+    rows.append({"variant": "Taxi-v4 without aux-04", "seed": 1, "window": 9e9} | more)
+    tables.append("ablation-masks", [*rows[:-1], rows[-1] | {"unfinished": "yes"}])
+    (effect,) = effects("ablation-masks")
+    assert (effect.with_it - effect.without).tolist() == [2, 3, 4, 5]
+    assert effect.gain == 30 - -200
+
+
+def test_a_run_without_a_score_is_an_error():
+    rows_of("ablation-masks", {"Taxi-v4": [8] * 5, "Taxi-v4 without aux-04": [8] * 5})
+    table = tables.read("ablation-masks")
+    table.loc[3, "window"] = np.nan
+    tables.write("ablation-masks", table)
+    with pytest.raises(ValueError, match="Taxi-v4 without aux-04: a run that did not stop"):
+        effects("ablation-masks")
+
+
+def test_interquartile_means_are_of_pairs_drawn_within_tasks():
+    """A shift by 1 is 1 in each draw only if both sides draw the same seeds; two tasks of equal
+    scores are the same in each draw only if each keeps its share of it."""
+    scores = np.random.default_rng(1).normal(size=(2, 5)) * 10
+    assert intervals.of_iqm(scores, scores - 1) == pytest.approx((1, 1, 1))
+    tasks = np.array([[0.0] * 5, [10.0] * 5])
+    assert intervals.of_iqm(tasks, tasks * 0) == pytest.approx((5, 5, 5))
+    rng = np.random.default_rng(2)
+    scores = np.tile(
+        rng.normal(size=10), (2, 1)
+    )  # equal tasks: one draw for both would spread more
+    means = [trim_mean(np.append(*(rng.choice(x, 10) for x in scores)), 0.25) for _ in range(4000)]
+    interval = intervals.of_iqm(scores, scores * 0)[1:]
+    assert interval == pytest.approx(np.quantile(means, (0.025, 0.975)), abs=0.04)
+
+
+def test_intervals_of_two_groups_and_of_a_geometric_mean():
+    """Welch's, with unequal spreads, by its formula; t on logarithms."""
+    a, b = np.array([0.0, 10, 20, 30]), np.array([3.0, 4, 4, 5, 4, 4])
+    v, w = a.var(ddof=1) / 4, b.var(ddof=1) / 6
+    half = t.ppf(0.975, (v + w) ** 2 / (v**2 / 3 + w**2 / 5)) * (v + w) ** 0.5
+    assert intervals.of_two(a, b) == pytest.approx((11 - half, 11 + half))
+    assert intervals.of_two(a[:3], b) is None
+    mean, low, high = intervals.of_geometric_mean(np.array([1.0, 2, 4, 8, 16]))
+    half = t.ppf(0.975, 4) * (2.5 / 5) ** 0.5
+    assert np.log2([mean, low, high]) == pytest.approx([2, 2 - half, 2 + half])
+
+
+def test_tasks_are_combined():
+    """Interquartile means by hand. A detail whose mechanism never acts is not told of."""
     cases, scores = ["CartPole-v1", "Acrobot-v1"], {}
     for case in cases:
         scores[case] = [0, 10, 20, 30, 40]
@@ -87,9 +170,7 @@ def test_verdicts_are_corrected_for_their_table_and_tasks_are_combined():
     rows_of("stress-core", scores)
     found = {(e.detail, e.case): e for e in effects("stress-core")}
     assert len(found) == 4
-    p = ttest_rel(scores["Acrobot-v1"], scores["Acrobot-v1 without core-02"]).pvalue
     for case in cases:
-        assert found["core-02", case].p == pytest.approx(2 * p)
         assert found["core-08", case].verdict == "does not act here"
     one, _ = combined("stress-core")
     # (score - start) / gain, with start -200 and gain 220; the middle half of ten is six scores

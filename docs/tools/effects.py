@@ -17,6 +17,7 @@ from statsmodels.stats.multitest import multipletests
 ALL = [name for name, experiment in EXPERIMENTS.items() if experiment.ablated]
 # A detail that hardly acts in the runs with it can't matter there: what says so, and below what.
 ACTS = {"core-08": ("clipfrac", 0.001)}
+SIDES = "with", "without"
 VERDICT = "[verdict](ablations.md#verdicts)"
 # Where the usual rate was measured, if not in the experiment itself.
 USUAL = {"stress-continuous": "ablation-continuous"}
@@ -33,11 +34,11 @@ class Effect:
     detail: str
     case: str
     with_it: np.ndarray  # a score per seed
-    without: np.ndarray  # a run that stopped by itself counts with what it scored at the start
+    without: np.ndarray  # in both a run that stopped counts with what is scored at the start
     start: float  # mean return of the first episodes: what nothing learned is worth
     gain: float  # what there is to learn: the mean score with all details, less the start
     acts: bool = True
-    stopped: int = 0  # runs without it that stopped by themselves
+    stopped: tuple[int, int] = (0, 0)  # runs with it and without that stopped by themselves
     p: float = field(default=np.nan)  # of no difference, corrected for the whole table
 
     @property
@@ -55,7 +56,6 @@ class Effect:
 
     @property
     def verdict(self) -> str:
-        learned = self.without - self.start > 0.1 * self.gain
         if (self.with_it == self.without).all():
             said = "identical"
         elif not self.acts:
@@ -64,17 +64,20 @@ class Effect:
             said = "can't be told"
         else:
             said = "helps" if self.adds > 0 else "hurts"
-        if not learned.all() and said != "identical":
-            said += f"; {(~learned).sum()} of {len(learned)} seeds learn nothing without it"
-        stopped = f"{self.stopped} of {len(self.without)} runs without it stopped by themselves"
-        return f"{said} ({stopped})" if self.stopped else said
+        for side, scores, stopped in zip(SIDES, (self.with_it, self.without), self.stopped):
+            learned = scores - self.start > 0.1 * self.gain
+            if not learned.all() and not said.startswith("identical"):
+                said += f"; {(~learned).sum()} of {len(learned)} seeds learn nothing {side} it"
+            if stopped:
+                said += f" ({stopped} of {len(scores)} runs {side} it stopped by themselves)"
+        return said
 
 
-def scores_of(runs: pd.DataFrame, variant: str, detail: str) -> pd.Series:
-    """Scores of a variant by seed; NaN where a run stopped by itself."""
+def scores_of(runs: pd.DataFrame, variant: str, detail: str, start: float) -> pd.Series:
+    """Scores of a variant by seed; `start` where a run stopped by itself."""
     found = runs[runs["variant"] == variant].set_index("seed")
     column = "sampled" if detail in PLAYED else "window" if "window" in found else "score"
-    return found[column]
+    return found[column].where(found["stopped"].isna(), start)
 
 
 @cache
@@ -83,19 +86,19 @@ def effects(name: str) -> list[Effect]:
     runs, found = results.runs(name), []
     if runs.empty:
         return []
-    if "unfinished" in runs:
-        runs = runs[runs["unfinished"].isna()]
     for detail, cases in EXPERIMENTS[name].ablated.items():
         for case, without in cases:
             plain = without if "beyond" in detail else case  # what is neither added nor taken out
-            a, b, usual = (scores_of(runs, v, detail) for v in (case, without, plain))
+            first = plain.split(",")[0]  # at the usual rate
+            start = first_returns(name, first if first in set(runs["variant"]) else plain)
+            a, b, usual = (scores_of(runs, v, detail, start) for v in (case, without, plain))
             if len(seeds := a.index.intersection(b.index)):
-                first = plain.split(",")[0]  # at the usual rate
-                start = first_returns(name, first if first in set(runs["variant"]) else plain)
-                stopped = runs[runs["variant"] == without].set_index("seed")["stopped"]
-                pair = [x.loc[seeds].fillna(start).to_numpy() for x in (a, b)]
+                pair = [x.loc[seeds].to_numpy() for x in (a, b)]
+                if np.isnan(pair).any():
+                    raise ValueError(f"{without}: a run that did not stop has no score")
                 one = Effect(detail, case, *pair, start, usual.mean() - start)
-                one.stopped = stopped.loc[seeds].count()
+                same = runs[runs["seed"].isin(seeds)].groupby("variant", observed=False)["stopped"]
+                one.stopped = tuple(same.count()[[case, without]])
                 column, least = ACTS.get(detail, (None, 0))
                 if column in runs:
                     one.acts = runs[column][runs["variant"] == case].mean() >= least
@@ -154,8 +157,10 @@ def at(rate: str, case: str) -> list[str]:
 
 
 def at_all_rates(name: str) -> list[Effect]:
-    """The effects of an experiment, with those at the usual rate before them."""
-    return (as_usual(USUAL[name]) if name in USUAL else []) + effects(name)
+    """The effects of an experiment, before them those at the usual rate that it has not itself."""
+    have = {(e.detail, e.case) for e in effects(name)}
+    usual = as_usual(USUAL[name]) if name in USUAL else []
+    return [e for e in usual if (e.detail, e.case) not in have] + effects(name)
 
 
 def as_usual(name: str) -> list[Effect]:

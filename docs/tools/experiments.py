@@ -145,16 +145,11 @@ def keep(name: str, key: dict, row: dict, curve: list[dict]) -> None:
             tables.append(part, rows)
 
 
-def whole(runs: pd.DataFrame) -> pd.DataFrame:
-    """The rows of runs that are done."""
-    return runs[runs["unfinished"].isna()] if "unfinished" in runs else runs
-
-
 def measure(name: str, jobs: int, checkout: Path | None = None, only: str = "") -> None:
     """Run what is missing of the variants whose names match `only`, `jobs` at a time; each result
     is kept as soon as it is there."""
     experiment, lock = EXPERIMENTS[name], Lock()
-    runs = whole(tables.read(name))
+    runs = results.whole(tables.read(name))
     have = set(zip(runs["variant"], runs["seed"]))
     variants = [variant for variant in experiment.variants if re.search(only, variant)]
     every = [(variant, seed) for seed in experiment.seeds for variant in variants]

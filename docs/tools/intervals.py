@@ -34,7 +34,8 @@ def of_two(a: np.ndarray, b: np.ndarray) -> tuple[float, float] | None:
 
 def of_iqm(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
     """The interquartile mean of a less that of b, both (tasks, seeds), and its interval: a
-    bootstrap of seeds within each task, 2,000 times, as rliable does (Agarwal et al. 2021)."""
+    bootstrap of seeds within each task, 2,000 times, after rliable (Agarwal et al. 2021). But pairs
+    are kept, and the scale of the scores is taken as known."""
 
     def differences(seeds: np.ndarray) -> np.ndarray:  # of each row of (draws, tasks, seeds)
         drawn = (np.take_along_axis(x[None], seeds, 2).reshape(len(seeds), -1) for x in (a, b))

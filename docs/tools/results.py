@@ -9,9 +9,16 @@ import tables
 from experiment_list import BREAKS, EXPERIMENTS
 
 
-def runs(name: str) -> pd.DataFrame:
-    """A row per run, in the order of the experiment's variants, then by seed."""
+def whole(runs: pd.DataFrame) -> pd.DataFrame:
+    """The rows of runs that are done."""
+    return runs[runs["unfinished"].isna()] if "unfinished" in runs else runs
+
+
+def runs(name: str, unfinished: bool = False) -> pd.DataFrame:
+    """A row per run that is done (or all), in the order of the experiment's variants, then by
+    seed."""
     found, names = with_base(name), list(EXPERIMENTS[name].variants)
+    found = found if unfinished else whole(found)
     names += sorted(without(name) - set(names))
     found["variant"] = pd.Categorical(found["variant"], names)
     return found.dropna(subset="variant").sort_values(["variant", "seed"])
@@ -45,10 +52,11 @@ def curves(name: str, column: str = "return") -> dict[str, pd.DataFrame]:
 def summary(name: str, *columns: str) -> str:
     """Scores of an experiment, every seed, and the means of more columns."""
     rows = []
-    for variant, found in runs(name).groupby("variant", observed=True):
+    for variant, found in runs(name, unfinished=True).groupby("variant", observed=True):
         interval = intervals.of_mean(found["score"].to_numpy())
+        done = len(whole(found)) == len(found)
         row = {
-            "run": variant,
+            "run": variant if done else f"{variant}, so far",
             "mean": f"{found['score'].mean():.2f}",
             "std": "one run" if len(found) == 1 else f"{found['score'].std(ddof=0):.2f}",
             "95% interval": "{:.1f} to {:.1f}".format(*interval) if interval else "",
