@@ -140,9 +140,8 @@ def test_interquartile_means_are_of_pairs_drawn_within_tasks():
     tasks = np.array([[0.0] * 5, [10.0] * 5])
     assert intervals.of_iqm(tasks, tasks * 0) == pytest.approx((5, 5, 5))
     rng = np.random.default_rng(2)
-    scores = np.tile(
-        rng.normal(size=10), (2, 1)
-    )  # equal tasks: one draw for both would spread more
+    # Two equal tasks: one draw for both would spread more.
+    scores = np.tile(rng.normal(size=10), (2, 1))
     means = [trim_mean(np.append(*(rng.choice(x, 10) for x in scores)), 0.25) for _ in range(4000)]
     interval = intervals.of_iqm(scores, scores * 0)[1:]
     assert interval == pytest.approx(np.quantile(means, (0.025, 0.975)), abs=0.04)
