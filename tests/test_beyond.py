@@ -312,27 +312,33 @@ class Game:
     """A parallel game, as PettingZoo has them, of two agents who see and earn different things."""
 
     possible_agents = ("left", "right")
+    early = 9  # the step in which the left one ends
 
     def observation_space(self, agent):
-        return gym.spaces.Box(-9, 9, (2,), np.float32)
+        step = gym.spaces.Box(0, 9, (1,), np.float32)
+        return gym.spaces.Dict({"side": gym.spaces.Discrete(2), "step": step})
 
     def action_space(self, agent):
         return gym.spaces.Discrete(2)
 
     def reset(self, seed=None, options=None):
         self.steps = 0
-        return {"left": np.array([1, 0]), "right": np.array([-1, 0])}, {}
+        return self.seen(), {}
+
+    def seen(self):
+        step = np.array([self.steps], np.float32)
+        return {who: {"side": i, "step": step} for i, who in enumerate(self.possible_agents)}
 
     def step(self, actions):
         self.steps += 1
-        obs = {"left": np.array([1, self.steps]), "right": np.array([-1, self.steps])}
         rewards = {"left": float(actions["left"] == 0), "right": float(actions["right"] == 1)}
-        over, never = (dict.fromkeys(self.possible_agents, x) for x in (self.steps == 9, False))
-        return obs, rewards, over, never, {}
+        over = {"left": self.steps == self.early, "right": self.steps == 9}
+        return self.seen(), rewards, over, dict.fromkeys(self.possible_agents, False), {}
 
 
 def test_recipe_06_several_agents_of_one_game(monkeypatch):
-    """One policy learns what each of the two agents should do, which it tells by what they see."""
+    """One policy learns what each of the two agents should do, which it tells by what they see,
+    flattened as elsewhere. Where one agent ends first, the run stops."""
     games = types.ModuleType("games")
     games.make = Game
     monkeypatch.setitem(sys.modules, "games", games)
@@ -344,6 +350,11 @@ def test_recipe_06_several_agents_of_one_game(monkeypatch):
     assert np.mean(checkpoint["returns"][-10:]) > 8.5  # of 9
     with pytest.raises(SystemExit):
         module.main([*flags, "--num-envs", "4"])
+    obs, _ = module.make_envs(module.Args(env_id="games:make", num_envs=2)).reset()
+    assert obs.tolist() == [[1, 0, 0], [0, 1, 0]]
+    monkeypatch.setattr(Game, "early", 5)
+    with pytest.raises(ValueError, match="in the same step"):
+        module.main(flags)
 
 
 def test_recipe_07_memory_with_atari():
