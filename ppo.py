@@ -479,7 +479,7 @@ def main(argv: list[str] | None = None) -> dict:
         fail(f"{folder} is being trained by another process: wait for it, or stop it")
     except KeyboardInterrupt:
         fail(f"stopped; if it was saved, go on: python {SCRIPT}.py {flag} {folder}", code=130)
-    print(f"watch it: python {SCRIPT}.py --evaluate {folder} --capture-video")
+    print(f"watch it: python {SCRIPT}.py --evaluate {folder} --capture-video --eval-episodes 1")
     return {"folder": str(folder), **scores}
 
 

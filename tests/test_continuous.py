@@ -110,6 +110,12 @@ def test_continuous_03_independent_action_components(ppo):
     three = ppo.Gaussian(torch.zeros(5, 3), torch.zeros(3))
     np.testing.assert_allclose(three.log_prob(torch.zeros(5, 3)).numpy(), [-2.7568] * 5, atol=1e-4)
     np.testing.assert_allclose(three.entropy().numpy().mean(), 4.2568, atol=1e-4)
+    many = ppo.Gaussian(torch.tensor(mean[0]).expand(100_000, 3), torch.tensor(log_std)).sample()
+    wrong = "of sample() is not that of the distribution"
+    off = (many.mean(0).numpy() - mean[0]) / np.exp(log_std)
+    np.testing.assert_allclose(off, 0, atol=0.02, err_msg=f"the mean {wrong}")
+    spread = many.std(0).numpy() / np.exp(log_std)
+    np.testing.assert_allclose(spread, 1, rtol=0.02, err_msg=f"the standard deviation {wrong}")
     by_torch = torch.distributions.Normal(torch.tensor(mean), torch.tensor(log_std).exp())
     by_torch = by_torch.entropy().sum(-1).numpy()
     np.testing.assert_allclose(np.broadcast_to(dist.entropy(), 7), by_torch, rtol=1e-9)

@@ -76,7 +76,8 @@ def test_core_04_adam_learning_rate_annealing(ppo):
         wrong = f"{rates.pop() / 1e-3:.3g} of the learning rate in iteration {i + 1} of 5"
         assert rollout.steps[0].lr == pytest.approx(1e-3 * (5 - i) / 5, rel=1e-9), wrong
     constant = Run(ppo, iterations=2, learning_rate=1e-3, anneal_lr=False)
-    assert {step.lr for steps in constant.steps for step in steps} == {1e-3}
+    rates = {step.lr for steps in constant.steps for step in steps}
+    assert rates == {1e-3}, "--no-anneal-lr: the learning rate must stay"
 
 
 def test_core_05_generalized_advantage_estimation(ppo):
@@ -316,7 +317,8 @@ def test_aux_03_early_stopping_on_kl(ppo):
     ratio = [x["ratio"] for x in list(whole.minibatches(0))[parts - 1 :: parts]]
     k3 = [(r - 1 - np.log(r)).mean() for r in ratio]  # after each epoch
     k2 = [(np.log(r) ** 2).mean() / 2 for r in ratio]
-    assert len(Run(ppo, target_kl=2 * max(k3), **settings).steps[0]) == epochs * parts
+    steps = len(Run(ppo, target_kl=2 * max(k3), **settings).steps[0])
+    assert steps == epochs * parts, "it stops although the KL stays below the target"
     between = [(a + b) / 2 for a, b in zip(k2, k3) if abs(a / b - 1) > 0.005]
     assert between
     for target in (k3[0] / 2, k3[0] * 1.005, k3[1] * 0.9, k3[2] * 0.9, *between):
@@ -334,11 +336,7 @@ def test_extra_01_bootstrap_at_time_limits(ppo):
             run = Run(ppo, env, iterations=2, bootstrap_truncation=bootstrap)
             limits = 0
             for i, rollout in enumerate(run.rollouts):
-                agent = run.agent(rollout.steps[0].weights)
-                with torch.no_grad():
-                    _, values = run.adapter.play(run, agent, i)
-                    after = run.adapter.follow(run, agent, i)
-                values, after = (x.numpy().reshape(rollout.dones.shape) for x in (values, after))
+                values, after = before_and_after(run, i)
                 np.testing.assert_array_equal(rollout.gae["dones"], rollout.dones)
                 np.testing.assert_allclose(rollout.gae["values"], values, atol=1e-5)
                 cut = rollout.dones & ~rollout.terminated
@@ -355,7 +353,18 @@ def test_extra_01_bootstrap_at_time_limits(ppo):
             assert limits >= 4
     # An environment whose own end and time limit come together ended for good.
     both = Run(ppo, "Both-v0").gae[0][0]
-    assert both["dones"].any() and not both["next_values"][both["dones"] & even(both)].any()
+    wrong = "an end of the env's own at the time limit is an end: the value after it is 0"
+    assert both["dones"].any() and not both["next_values"][both["dones"] & even(both)].any(), wrong
+
+
+def before_and_after(run, i: int) -> tuple[np.ndarray, np.ndarray]:
+    """Values (T, N) of the states that rollout i saw, and of those that its steps led to."""
+    rollout = run.rollouts[i]
+    agent = run.agent(rollout.steps[0].weights)
+    with torch.no_grad():
+        _, values = run.adapter.play(run, agent, i)
+        after = run.adapter.follow(run, agent, i)
+    return tuple(x.numpy().reshape(rollout.dones.shape) for x in (values, after))
 
 
 def even(gae) -> np.ndarray:
@@ -364,13 +373,19 @@ def even(gae) -> np.ndarray:
 
 
 def test_extra_02_explicit_reset(ppo):
-    """Every row that is learned from is a step that the env really took, with its own reward."""
+    """Every row that is learned from is a step that the env really took, with its own reward, and
+    what came after it is what this step led to, not what a reset shows."""
     run = Run(ppo, iterations=3)
     for i, rollout in enumerate(run.rollouts):
         learned = np.concatenate([run.rows(i, step) for step in rollout.steps])
         assert set(learned) == set(range(run.args.batch_size))
         rewards = [[s[3] for s in env[16 * i : 16 * i + 16]] for env in run.taken]
         np.testing.assert_allclose(rollout.gae["rewards"], np.array(rewards).T, atol=1e-6)
+        cut, (_, after) = rollout.dones & ~rollout.terminated, before_and_after(run, i)
+        wrong = "the last state of an episode is lost: its value is another's"
+        got = rollout.gae["next_values"][cut]
+        np.testing.assert_allclose(got, after[cut], atol=1e-5, err_msg=wrong)
+    assert cut.any()
     for env in ("Ends-v0", "Staggered-v0"):
         run = Run(ppo, env, iterations=3)
         lengths = {value for _, value in run.scalars["charts/episodic_length"]}
@@ -381,7 +396,7 @@ def test_extra_04_seeds_that_no_two_runs_share(ppo):
     """No two of 1,000 seeds x 4 stages x 16 envs share an env seed; and runs are given them."""
     stages = ("train from 0", "train from 0 on 1", "train from 10", "evaluate")
     seeds = [s for seed in range(1000) for x in stages for s in ppo.spawn_seeds(seed, x, 16)]
-    assert all(type(s) is int for s in seeds)
+    assert all(type(s) is int for s in seeds), "seeds must be Python's own integers, for Gymnasium"
     assert len(set(seeds)) == 1000 * 4 * 16, "runs with neighbouring seeds share envs"
     runs = [Run(ppo, "Long-v0", seed=seed) for seed in (1, 2)]
     given = [entry[2] for run in runs for entry in run.log if entry[0] == "reset"]

@@ -57,6 +57,23 @@ def test_a_reader_who_gets_it_wrong_and_then_right(capsys):
     assert "core-09 is right" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("name", "find", "replace", "said"),
+    [
+        # An assertion without a message is told with what the test holds.
+        ("aux-03", "is not None and (ratio", "is None or (ratio", "no epoch is left out"),
+        ("core-05", "rewards + gamma", "np.flip(rewards, axis=2) + gamma", "AxisError"),
+    ],
+)
+def test_other_failures_are_told(name, find, replace, said, capsys):
+    exercise.write(name, again=False)
+    source = (ROOT / "ppo.py").read_text()
+    assert source.count(find) == 1
+    exercise.path_of(name).write_text(source.replace(find, replace))
+    assert exercise.check(name) == 1
+    assert said in capsys.readouterr().out
+
+
 def test_all_at_once(capsys):
     exercise.write("all", again=False)
     text = exercise.path_of("all").read_text()

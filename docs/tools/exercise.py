@@ -262,7 +262,8 @@ def grade(name: str, path: Path, numbered: bool = True) -> int:
     if done.returncode == 0:
         print(f"{name} is right: its test passes.")
         return 0
-    said = re.findall(r"^E +(\w+(?:Error|Exit|Exception)\b.*)", done.stdout, re.MULTILINE)
+    said = re.findall(r"^E +([\w.]+(?:Error|Exit|Exception)\b.*)", done.stdout, re.MULTILINE)
+    said = said or re.findall(r"^E +(assert .*)", done.stdout, re.MULTILINE)  # without its error
     if done.returncode != 1 or not said:
         sys.exit(f"error: the test could not be run:\n{done.stdout}{done.stderr}")
     lines = re.findall(rf"^{path.name}:(\d+):", done.stdout, re.MULTILINE)
@@ -272,6 +273,10 @@ def grade(name: str, path: Path, numbered: bool = True) -> int:
         more = done.stdout[done.stdout.rindex(said[-1]) :]
         below = [x for x in re.findall(r"^E +(\S.*)", more, re.MULTILINE) if "Not equal" not in x]
         judged = below[0] if below else "the numbers are not those expected"
+    if judged.startswith("assert "):  # says little without what the test holds
+        (file, test), *_ = re.findall(r"^FAILED (\S+)::(\w+)", done.stdout, re.MULTILINE)
+        functions = {getattr(x, "name", ""): x for x in ast.parse((ROOT / file).read_text()).body}
+        judged = f'"{" ".join(ast.get_docstring(functions[test]).split())}" But: {judged}'
     print(f"{name}, not yet{where}: {judged}")
     return 1
 
