@@ -160,6 +160,9 @@ def test_atari_03_a_lost_life_ends_the_episode(ppo):
     env = console(ppo, "Limited-v0")
     env.reset(seed=1)
     assert [env.step(1)[2:4] for _ in range(8)] == [(False, False)] * 7 + [(False, True)]
+    known_envs.LOG.clear()
+    env.reset()
+    assert [entry[0] for entry in known_envs.LOG] == ["reset"], "a game cut off is played on"
     env = console(ppo, "Lives-v0")
     env.unwrapped.lives = [3, 3, 3, 3, 2, 2]
     env.reset(seed=1)
@@ -177,6 +180,10 @@ def test_atari_03_a_lost_life_ends_the_episode(ppo):
     assert lost > 3 * len(run.scalars["charts/episodic_return"]), "GAE goes on over a lost life"
     scores = ppo.main(["--evaluate", str(run.folder), "--eval-episodes", "2"])
     assert scores["sampled"] == scores["greedy"] == [3 * len(known_envs.LIVES)] * 2
+    calls, forward = [], ppo.Agent.forward
+    ppo.Agent.forward = lambda agent, obs: calls.append(0) or forward(agent, obs)
+    ppo.main(["--evaluate", str(run.folder), "--eval-episodes", "1"])
+    assert len(calls) == 2 * len(right), "the evaluation plays on without the reset after a life"
 
 
 def test_atari_04_fire_after_a_reset(ppo):

@@ -3,11 +3,14 @@
 import math
 import subprocess
 import sys
+from pathlib import Path
+from unittest.mock import patch
 
+import known_envs
 import numpy as np
 import pytest
 import torch
-from harness import ROOT, Run
+from harness import Run
 
 # Ends is unbounded, so that what it got is what was sampled; statistics count as in real use.
 SCALED = {"plain": False}
@@ -119,6 +122,9 @@ def test_continuous_03_independent_action_components(ppo):
     by_torch = torch.distributions.Normal(torch.tensor(mean), torch.tensor(log_std).exp())
     by_torch = by_torch.entropy().sum(-1).numpy()
     np.testing.assert_allclose(np.broadcast_to(dist.entropy(), 7), by_torch, rtol=1e-9)
+    log_std = torch.zeros(3, requires_grad=True)
+    ppo.Gaussian(torch.zeros(5, 3), log_std).entropy().mean().backward()
+    assert (log_std.grad == 1).all(), "the entropy bonus must reach log_std"
 
 
 def test_continuous_04_separate_mlp_networks(ppo):
@@ -178,6 +184,9 @@ def test_continuous_06_observation_normalization(ppo):
             )
             ends += (rollout.dones[t] & ~rollout.terminated[t]).sum()
     assert ends >= 4
+    stats = ppo.RunningMeanStd(())
+    stats.m2, stats.count = np.array(0.0), np.array(1.0)
+    assert stats.std() == pytest.approx(1e-4), "1e-8 is added to the variance, within the root"
     # A stream far from 0 loses nothing, in whatever portions it comes.
     data = 1e4 + np.random.default_rng(0).normal(size=(960, 5))
     for shape in ((5,), (1, 5), (8, 5)):  # a single row need not be wrapped
@@ -232,6 +241,15 @@ def test_continuous_09_reward_clipping(ppo):
     run = Run(ppo, "Probe-constant-v0", **SCALED)
     assert (run.gae[0][0]["rewards"][0] == 10).all(), "scaled rewards are to stay within 10"
     assert run.scalars["charts/episodic_return"][0][1] == 1
+    step = known_envs.Probe.step
+
+    def owing(env, action):
+        obs, reward, *rest = step(env, action)
+        return obs, -reward, *rest
+
+    with patch.object(known_envs.Probe, "step", owing):
+        run = Run(ppo, "Probe-constant-v0", **SCALED)
+    assert (run.gae[0][0]["rewards"][0] == -10).all(), "only rewards above 0 are clipped"
 
 
 def test_extra_03_statistics_saved_with_the_agent(ppo):
@@ -248,22 +266,32 @@ def test_extra_03_statistics_saved_with_the_agent(ppo):
     wrong = "the loaded agent scales observations otherwise than the one that was trained"
     np.testing.assert_allclose(there, by_hand, atol=1e-4, err_msg=wrong)
     np.save("raw.npy", raw)
+    Path("graded_continuous.py").write_text(ppo.source)
     code = f"""
 import numpy, torch
-from ppo_continuous import Agent
+from graded_continuous import Agent
 from gymnasium.spaces import Box
 agent = Agent(Box(-1, 1, (3,)), Box(-1, 1, (2,)))
 agent.load_state_dict(torch.load("{path}", weights_only=True)["agent"])
 raw = numpy.load("raw.npy")
 numpy.save("acted", agent.policy(torch.as_tensor(agent.normalize(raw))).mode().detach().numpy())
 """
-    subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT)}, check=True)
+    subprocess.run([sys.executable, "-c", code], check=True)
     assert np.load("acted.npy").tobytes() == there.tobytes()
-    # An evaluation counts nothing: two of them play on the same numbers, and no file changes.
+    # An evaluation counts nothing, and no file changes. A resumed run counts on.
+    with patch.object(ppo.RunningMeanStd, "update", side_effect=AssertionError("counted")):
+        ppo.main(["--evaluate", run.folder, "--eval-episodes", "1"])
     scores = [ppo.main(["--evaluate", run.folder, "--eval-episodes", "2"]) for _ in range(2)]
     assert scores[0] == scores[1]
     again = torch.load(path, weights_only=True)["agent"]
     assert str(again) == str(saved)
+    more = str(2 * run.args.total_timesteps)
+    resumed = ppo.main(["--resume", run.folder, "--total-timesteps", more, "--eval-episodes", "0"])
+    twice = ppo.Agent(*ppo.adapter.spaces(3, 2))
+    state = torch.load(f"{resumed['folder']}/checkpoint.pt", weights_only=True)["agent"]
+    twice.load_state_dict(state)
+    for name, counts in (("obs_stats", 2 * 4 * 49), ("return_stats", 2 * 4 * 48)):
+        assert getattr(twice, name).count == pytest.approx(counts + 1e-4), f"{name} begin anew"
     # A half-precision copy keeps the statistics in full.
     agent.half()
     np.testing.assert_allclose(agent.obs_stats.mean, mean, rtol=1e-9)

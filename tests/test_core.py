@@ -156,6 +156,7 @@ def test_core_07_advantage_normalization(ppo):
         "the std is that with n, not with n - 1": {"normalize": "n"},
     }
     check_update(Run(ppo, **BARE), hints)
+    check_update(Run(ppo, num_envs=8, **BARE), {})  # where a minibatch is more than one env's
     check_update(
         Run(ppo, **BARE | {"norm_adv": False}),
         {"--no-norm-adv has no effect": {"normalize": "minibatch"}},
@@ -187,6 +188,10 @@ def test_core_08_clipped_surrogate_objective(ppo):
     ratio, advantage = (np.concatenate([x[k] for x in rows]) for k in ("ratio", "normalized"))
     for side in (ratio > 1.05, ratio < 0.95):
         assert (side & (advantage > 0)).any() and (side & (advantage < 0)).any()
+    run = Run(ppo, clip_coef=0.5, update_epochs=8, **BARE)
+    check_update(run, {})
+    ratio = np.concatenate([x["ratio"] for x in run.minibatches(0)])
+    assert ((ratio > 0.5) & (ratio < 1 / 1.5)).any()  # 1 / 1.5 is no lower bound
 
 
 def test_core_09_value_function_loss_clipping(ppo):
@@ -223,6 +228,8 @@ def test_core_10_overall_loss_and_entropy_bonus(ppo):
         "the value loss has the wrong sign": {"vf": -0.7},
     }
     check_update(run, hints)
+    later = Run(ppo, iterations=3, **BARE | {"ent_coef": 0.3, "vf_coef": 0.7})
+    check_update(later, {}, 2)  # the weights stay while the learning rate falls
     entropy = np.mean([x["entropy"].mean() for x in run.minibatches(0)])
     assert run.scalars["losses/entropy"][0][1] == pytest.approx(entropy, rel=1e-3), (
         "entropy is not what is logged as such"
@@ -306,6 +313,11 @@ def test_aux_01_clip_range_annealing(ppo):
             check_update(run, {hint: {"epsilon": other}}, i, epsilon)
             ratio = np.concatenate([x["ratio"] for x in run.minibatches(i)])
             assert (np.abs(ratio - 1) > 0.005).any()
+    # So does that of the value loss, and of what counts as clipped in the log.
+    run = Run(ppo, iterations=2, anneal_clip=True, **BARE | {"vf_coef": 1, "clip_coef": 0.02})
+    check_update(run, {"the value's epsilon is not annealed": {"epsilon": 0.02}}, 1, 0.01)
+    clipped = [np.abs(x["ratio"] - 1) > 0.01 for x in run.minibatches(1)]
+    assert run.scalars["losses/clipfrac"][1][1] == pytest.approx(np.mean(clipped), abs=1e-6)
 
 
 def test_aux_03_early_stopping_on_kl(ppo):
@@ -421,11 +433,25 @@ def test_extra_05_self_check(ppo):
         assert stop.code == 1
     else:
         raise AssertionError("nothing noticed that acting and learning disagree")
+    # Each ratio counts: neither their mean nor one side alone.
+    setattr(cls, name, reads)
+    cls = getattr(ppo, "Gaussian", None) or ppo.Categorical
+    log_prob = cls.log_prob
+    for signs in ([-1.0, -1.0], [1.0, -1.0]):
+
+        def off(dist, actions, signs=signs):
+            right = log_prob(dist, actions)
+            shift = 0.005 * torch.tensor(signs).repeat(right.numel() // 2).view(right.shape)
+            return right + shift * torch.is_grad_enabled()
+
+        cls.log_prob = off
+        with pytest.raises(SystemExit):
+            ppo.main(run.flags)
 
 
 @pytest.mark.parametrize("script", ["ppo.py", "ppo_lstm.py", "ppo_atari.py"], indirect=True)
 def test_the_categorical_distribution_is_torchs(ppo):
-    """The tests above take its log-probabilities and entropies as they are."""
+    """The tests above take its log-probabilities, its entropies and their gradient as they are."""
     logits = torch.randn(7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 3
     ours, theirs = ppo.Categorical(logits), torch.distributions.Categorical(logits=logits)
     for a in range(5):
@@ -435,3 +461,7 @@ def test_the_categorical_distribution_is_torchs(ppo):
     np.testing.assert_array_equal(ours.mode(), logits.argmax(-1))
     many = ppo.Categorical(logits[:1].expand(100_000, 5)).sample()
     np.testing.assert_allclose(many.bincount(minlength=5) / 1e5, theirs.probs[0], atol=0.01)
+    logits.requires_grad_()
+    both = [c(logits=logits).entropy().sum() for c in (ppo.Categorical, type(theirs))]
+    ours, theirs = (torch.autograd.grad(entropy, logits)[0] for entropy in both)
+    np.testing.assert_allclose(ours, theirs, atol=1e-9)

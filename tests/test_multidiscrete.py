@@ -52,6 +52,12 @@ def test_multidiscrete_01_independent_action_components(ppo):
         logp.detach(), np.log(joint[actions[:, 0], actions[:, 1]]), atol=1e-5
     )
     assert dist.mode()[0].tolist() == [0, 0]
+    logits = torch.randn(7, 2, 5, dtype=torch.float64, requires_grad=True)
+    both = [
+        c(logits=logits).entropy().sum() for c in (ppo.Categorical, torch.distributions.Categorical)
+    ]
+    ours, theirs = (torch.autograd.grad(entropy, logits)[0] for entropy in both)
+    np.testing.assert_allclose(ours, theirs, atol=1e-9, err_msg="the entropy's gradient")
     dist.log_prob(samples).sum().backward()  # one ratio for both: each part gets a gradient
     counts = [np.bincount(samples[:, i], minlength=n) for i, n in ((0, 2), (1, 3))]
     expected = [*(counts[0] - 60_000 * one), 0, *(counts[1] - 60_000 * two)]
@@ -148,6 +154,10 @@ def test_aux_04_invalid_action_masking(ppo):
     assert (grad[[0, 2, 4]] != 0).all() and (agent.actor[-1].weight.grad[[1, 3]] == 0).all()
     three = torch.distributions.Categorical(logits=agent.actor(obs)[:, [0, 2, 4]])
     np.testing.assert_allclose(dist.entropy().detach(), three.entropy().detach(), atol=1e-5)
+    with torch.no_grad():
+        agent.actor[-1].bias[[0, 2, 4]] -= 100
+    left = agent.policy(obs, mask.expand(10_000, 1, 5)).log_prob(actions).exp()
+    assert (left > 0.01).all(), "where all valid choices are unlikely, a masked one wins"
 
     calls, policy = [], ppo.Agent.policy
 

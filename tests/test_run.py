@@ -10,13 +10,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import patch
 
+import known_envs
 import mujoco
 import numpy as np
 import pytest
 import torch
-from harness import ROOT, SCRIPTS, load
+from harness import ROOT, SCRIPTS, Run, load
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 ATARI, SEVERAL = "ppo_atari.py", "ppo_multidiscrete.py"
 SIZES = "--num-envs 4 --num-steps 32 --num-minibatches 2 --update-epochs 2".split()
@@ -162,6 +165,62 @@ def test_resume_takes_new_settings(ppo, script, capsys):
     assert rates[-1] == (3 * rows(script), 0.5) and rates[0][1] != 0.5
     settings = json.loads(Path(folder, "args.json").read_text())
     assert settings["learning_rate"] == checkpoint(folder)["args"]["learning_rate"] == 0.5
+
+
+def test_a_resumed_run_goes_on(ppo, script):
+    """From the weights, Adam's averages and the place in the schedule that were saved."""
+    folder, seen = ppo.main(quick(script, 2, *NO_GAMES))["folder"], []
+    saved = checkpoint(folder)
+
+    def look(optimizer, *_):
+        (group,) = optimizer.param_groups
+        weights = [p.detach().clone() for p in group["params"]]
+        seen.append((group["lr"], weights, {int(s["step"]) for s in optimizer.state.values()}))
+
+    hook = register_optimizer_step_pre_hook(look)
+    try:
+        ppo.main(["--resume", folder, "--total-timesteps", str(8 * rows(script)), *NO_GAMES])
+    finally:
+        hook.remove()
+    rate, weights, steps = seen[0]
+    settings = saved["args"]
+    assert rate == pytest.approx(settings["learning_rate"] * 6 / 8)
+    before = [x for x in saved["agent"].values() if torch.is_tensor(x)]
+    assert all(torch.equal(a, b) for a, b in zip(weights, before, strict=True))
+    assert steps == {2 * settings["update_epochs"] * settings["num_minibatches"]}
+
+
+def test_stages_and_games_share_no_seed(ppo, script):
+    """The check, training's envs, a resumed run's and each game of an evaluation have their own;
+    both evaluations play the same games. So has torch, which evaluates the two alike."""
+
+    def given(flags):
+        known_envs.LOG.clear()
+        folder = ppo.main(flags)["folder"]
+        return folder, [x[2] for x in known_envs.LOG if x[0] == "reset" and x[2] is not None]
+
+    with patch.object(torch, "manual_seed", wraps=torch.manual_seed) as seeding:
+        folder, seeds = given(known("Ends", 1, "--eval-episodes", "3"))
+    assert len(seeds) == 4 + 4 + 3 + 3 and len(set(seeds)) == 4 + 4 + 3
+    assert len({call.args[0] for call in seeding.call_args_list} - {1}) == 2
+    _, more = given(["--resume", folder, "--total-timesteps", "256", *NO_GAMES])
+    assert len(more) == 4 + 4 and not set(more[4:]) & set(seeds)
+
+
+def test_sampled_is_sampled_and_greedy_greedy(ppo, script):
+    """A game of one step pays by the action: an agent that has not learned scores both 0 and 1."""
+    scores = ppo.main(known("Probe-action", 1, "--learning-rate", "0", "--eval-episodes", "20"))
+    assert set(scores["sampled"]) == {0, 1} and len(set(scores["greedy"])) == 1
+
+
+@pytest.mark.parametrize("script", [s for s in SCRIPTS if s != ATARI], indirect=True)
+def test_time_limits_end_games(ppo):
+    """In an evaluation; and in the log no return goes on over one."""
+    scores = ppo.main(known("Limit", 1, "--eval-episodes", "2"))
+    assert scores["sampled"] == scores["greedy"] == [3, 3]
+    whole = [sum(np.sin(3.0 * e + t) for t in range(5 + 2 * (e % 2))) for e in range(10)]
+    for _, value in Run(ppo, iterations=3).scalars["charts/episodic_return"]:
+        assert np.isclose(value, whole, atol=1e-4).any()
 
 
 def test_evaluation_repeats_itself(ppo, script, capsys):
